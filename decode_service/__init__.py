@@ -1,0 +1,1 @@
+"""The decode door: lands KV caches and streams tokens."""

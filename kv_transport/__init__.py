@@ -1,0 +1,1 @@
+"""Carries a prefill's KV cache between datacenters."""

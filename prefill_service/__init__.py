@@ -1,0 +1,1 @@
+"""The prefill door: runs prompts and offers their KV cache as a stream."""

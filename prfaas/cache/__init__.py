@@ -1,0 +1,1 @@
+"""Block pool, prefix index and cache groups. No torch."""

@@ -1,0 +1,1 @@
+"""Worker pools: local processes and Ray."""

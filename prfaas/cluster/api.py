@@ -1,0 +1,51 @@
+"""The port of a worker pool: starts, watches, restarts and stops workers, wherever they run. Knows no policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from prfaas.config import WorkerSettings
+
+WORKER_ENTRYPOINT = "prfaas.worker.main:run_worker"  # run_worker(settings: WorkerSettings, stop: threading.Event) -> None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolMember:
+    """One worker as its pool sees it. `pid` is None while it is not running or on an unknown host."""
+
+    worker_id: str
+    pid: int | None
+    alive: bool
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOrder:
+    """A worker to run and the resources it needs. `resources` are Ray custom resources (ignored by process pools,
+    which run on this machine)."""
+
+    settings: WorkerSettings
+    num_cpus: float = 0.0
+    num_gpus: float = 0.0
+    resources: tuple[tuple[str, float], ...] = ()
+
+
+class WorkerPool(Protocol):
+    """A set of workers of one site. A worker that dies is started again with back-off until the pool is stopped."""
+
+    def start(self, orders: Sequence[WorkerOrder]) -> None:
+        """Start workers; returns before they are ready (readiness is their registration with the router).
+        Raises StartupError when the pool itself cannot start."""
+        ...
+
+    def members(self) -> tuple[PoolMember, ...]: ...
+
+    def stop_worker(self, worker_id: str, *, drain_s: float) -> None:
+        """Drain and stop one worker for good. Raises KeyError for an unknown id."""
+        ...
+
+    def close(self, *, drain_s: float = 5.0) -> None:
+        """Stop every worker, politely then firmly, and everything the pool started. Idempotent; leaves no orphan."""
+        ...

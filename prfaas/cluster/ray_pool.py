@@ -1,0 +1,3 @@
+"""Worker pool on Ray."""
+
+import ray as ray

@@ -1,0 +1,256 @@
+"""Every setting of every role, in one place, with its default, unit and meaning. The only reader of the environment.
+
+Sources in rising priority: a YAML file, `PRFAAS_*` variables (`PRFAAS_ROUTER__PORT=9000` sets `router.port`), flags
+given by the command line as a nested mapping. They are merged once, validated once and frozen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prfaas.errors import ConfigError
+
+ENV_PREFIX = "PRFAAS_"
+CACHE_DIR_VARIABLE = "PRFAAS_CACHE_DIR"
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveSeconds = Annotated[float, Field(gt=0)]
+Port = Annotated[int, Field(ge=0, le=65535)]  # 0: let the system choose
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+class EngineSettings(Settings):
+    """One engine: device, cache and scheduler limits."""
+
+    kind: Literal["torch", "emulated"] = "torch"
+    profile: str | None = None  # emulated only: path of the profile that gives step times
+    time_scale: float = Field(default=1.0, gt=0)  # emulated only: 0.1 runs ten times faster than the profile says
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the processor has it
+    num_threads: NonNegativeInt = 0  # 0: let torch decide
+    block_tokens: PositiveInt = 64  # tokens per cache block and alignment of prefix reuse
+    cache_bytes: PositiveInt = 512 * 1024**2  # device memory for KV blocks and states
+    host_cache_bytes: NonNegativeInt = 0  # host memory for evicted prefixes; 0 switches the tier off
+    state_snapshot_blocks: PositiveInt = 16  # long prefills snapshot recurrent state every so many blocks
+    state_snapshot_share: float = Field(default=0.5, gt=0, lt=1)  # share of cache_bytes that states may take
+    max_running: PositiveInt = 16  # sequences in one step
+    max_waiting: PositiveInt = 256  # sequences queued before QueueFull
+    max_step_tokens: PositiveInt = 512  # token budget of one step (prefill chunks and decodes together)
+    max_context_tokens: PositiveInt | None = None  # None: what the model's configuration says
+    prefix_cache: bool = True
+
+
+class TlsSettings(Settings):
+    """Mutual TLS for everything that crosses machines. Files are re-read when they change."""
+
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    allow_plaintext: bool = False  # needed to serve or call plaintext on a non-loopback address
+    reload_s: PositiveSeconds = 30.0  # how often the files are checked for change
+
+    @property
+    def enabled(self) -> bool:
+        return self.cert_file is not None
+
+
+class TransportSettings(Settings):
+    """Moving KV caches."""
+
+    chunk_bytes: PositiveInt = 1024**2  # target payload of one chunk
+    max_lanes: PositiveInt = 8  # connections per transfer at most
+    lanes: NonNegativeInt = 0  # 0: adapt to the path
+    lease_s: PositiveSeconds = 30.0  # a sender keeps a transfer this long without progress
+    progress_timeout_s: PositiveSeconds = 10.0  # a receiver gives up (or resumes) after this long without a byte
+    connect_timeout_s: PositiveSeconds = 3.0
+    max_resumes: NonNegativeInt = 3
+    send_buffer_bytes: PositiveInt = 64 * 1024**2  # chunks in flight per process, all transfers together
+    wire_codec: Literal["auto", "as_is", "fp8", "lossless"] = "as_is"
+    egress_bytes_per_s: NonNegativeInt = 0  # 0: no cap
+    tenant_egress_bytes_per_s: dict[str, PositiveInt] = Field(default_factory=dict)
+    link_capacity_bytes_per_s: NonNegativeInt = 0  # 0: measured
+    tls: TlsSettings = TlsSettings()
+
+
+class WorkerSettings(Settings):
+    """One worker process."""
+
+    worker_id: str
+    site: str
+    role: Literal["prefill", "pd_prefill", "decode"]
+    model: str  # resolved source: a directory, a GGUF file or a generated-model name
+    served_model_name: str
+    router_address: str  # host:port of the router's gRPC registry
+    host: str = "127.0.0.1"  # address to bind and to advertise
+    port: Port = 0
+    metrics_port: Port | None = None  # None: no HTTP metrics endpoint
+    heartbeat_s: PositiveSeconds = 0.5
+    drain_timeout_s: PositiveSeconds = 60.0
+    prefill_attempt_timeout_s: PositiveSeconds = 120.0  # one rung of the failure ladder
+    engine: EngineSettings = EngineSettings()
+    transport: TransportSettings = TransportSettings()
+
+
+class PolicySettings(Settings):
+    """Routing. Thresholds are uncached prompt tokens."""
+
+    name: Literal["threshold", "predictive"] = "threshold"
+    inline_tokens: NonNegativeInt = 32  # at most this many uncached tokens are prefilled on the decode worker
+    threshold_tokens: NonNegativeInt = 19_400  # more than this goes to a remote prefill site
+    force_route: Literal["inline", "local", "remote"] | None = None  # for tests and benchmarks
+    max_candidates: PositiveInt = 3
+    ttft_slo_s: PositiveSeconds = 5.0
+    itl_slo_s: PositiveSeconds = 0.05
+
+
+class LimitSettings(Settings):
+    """What the HTTP surface accepts."""
+
+    max_body_bytes: PositiveInt = 16 * 1024**2
+    max_messages: PositiveInt = 4096
+    max_stop_strings: PositiveInt = 16
+    max_n: PositiveInt = 16
+    max_in_flight: PositiveInt = 1024  # requests past this are answered 429
+    max_schema_depth: PositiveInt = 32
+    request_timeout_s: PositiveSeconds = 600.0
+    sse_keepalive_s: PositiveSeconds = 10.0
+
+
+class RouterSettings(Settings):
+    """The router process."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    grpc_host: str = "127.0.0.1"
+    grpc_port: Port = 0
+    model: str  # resolved source of tokenizer and chat template
+    served_model_name: str
+    default_max_tokens: PositiveInt = 512  # for chat requests that name none (bounded by the context)
+    member_timeout_s: PositiveSeconds = 3.0  # a worker without heartbeat for this long is not routed to
+    drain_timeout_s: PositiveSeconds = 30.0
+    policy: PolicySettings = PolicySettings()
+    limits: LimitSettings = LimitSettings()
+    tls: TlsSettings = TlsSettings()
+    api_keys_file: Path | None = None
+    require_auth: bool | None = None  # None: only when bound to a non-loopback address
+
+
+class PoolSettings(Settings):
+    """Equal workers of one role in one site."""
+
+    role: Literal["prefill", "pd_prefill", "decode"]
+    count: PositiveInt = 1
+    num_cpus: float = Field(default=0.0, ge=0)  # Ray resources of one worker
+    num_gpus: float = Field(default=0.0, ge=0)
+    engine: EngineSettings | None = None  # None: the deployment's engine
+
+
+class SiteSettings(Settings):
+    """One datacenter."""
+
+    name: str
+    pools: tuple[PoolSettings, ...]
+    ray_address: str | None = None  # None: the local Ray instance started by `prfaas serve`
+    host: str = "127.0.0.1"  # address its workers bind and advertise
+
+
+class DeploymentSettings(Settings):
+    """A whole system: what `prfaas serve` starts."""
+
+    model: str
+    served_model_name: str | None = None
+    pool: Literal["ray", "process"] = "ray"
+    sites: tuple[SiteSettings, ...]
+    router: dict[str, Any] = Field(default_factory=dict)  # fields of RouterSettings, model left out
+    engine: EngineSettings = EngineSettings()
+    transport: TransportSettings = TransportSettings()
+    ready_timeout_s: PositiveSeconds = 180.0
+
+
+def deep_merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two nested mappings; `high` wins, mappings are merged key by key, None in `high` is skipped."""
+    merged = dict(low)
+    for key, value in high.items():
+        if value is None:
+            continue
+        current = merged.get(key)
+        if isinstance(current, Mapping) and isinstance(value, Mapping):
+            merged[key] = deep_merge(current, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def environment_layer(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Turn `PRFAAS_A__B=v` into {"a": {"b": v}}; values are read as YAML scalars."""
+    source = os.environ if environ is None else environ
+    layer: dict[str, Any] = {}
+    for key, text in sorted(source.items()):
+        if not key.startswith(ENV_PREFIX) or "__" not in key[len(ENV_PREFIX) :]:
+            continue
+        path = key[len(ENV_PREFIX) :].lower().split("__")
+        value: Any = yaml.safe_load(text)
+        for part in reversed(path):
+            value = {part: value}
+        layer = deep_merge(layer, value)
+    return layer
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a settings file. Raises ConfigError when it is missing, unreadable or not a mapping."""
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the settings file {path}: {error}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigError(f"the settings file {path} must hold a mapping, not a {type(document).__name__}")
+    return document
+
+
+def resolve(
+    kind: type[SettingsT],
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> SettingsT:
+    """Merge file < environment < flags and validate. Raises ConfigError naming every bad key."""
+    merged: dict[str, Any] = read_yaml(file) if file is not None else {}
+    merged = deep_merge(merged, environment_layer(environ))
+    merged = deep_merge(merged, flags or {})
+    return validate(kind, merged)
+
+
+def validate(kind: type[SettingsT], document: Mapping[str, Any]) -> SettingsT:
+    """Validate a nested mapping as `kind`. Raises ConfigError naming every bad key."""
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or kind.__name__}: {e['msg']}" for e in error.errors()]
+        raise ConfigError("these settings are wrong:\n" + "\n".join(lines)) from error
+
+
+def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
+    """Where fetched and generated models are kept: $PRFAAS_CACHE_DIR, or prfaas under $XDG_CACHE_HOME or ~/.cache."""
+    source = os.environ if environ is None else environ
+    explicit = source.get(CACHE_DIR_VARIABLE)
+    if explicit:
+        return Path(explicit)
+    return Path(source.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prfaas"

@@ -1,0 +1,1 @@
+"""Networks, weights and kernels, one file per family."""

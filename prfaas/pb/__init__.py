@@ -1,0 +1,1 @@
+"""Generated protobuf and gRPC stubs. Regenerate with `make proto`; never edit."""

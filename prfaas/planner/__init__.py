@@ -1,0 +1,1 @@
+"""Throughput model, profiles, threshold and allocation. Pure; no torch."""

@@ -1,0 +1,1 @@
+"""Admission, chunked prefill and continuous batching. Pure; no torch."""

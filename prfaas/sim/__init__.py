@@ -1,0 +1,1 @@
+"""Virtual-time simulation of the production policy, scheduler and cache code."""

@@ -1,0 +1,1 @@
+"""The global router: HTTP gateway, fleet view, policy and request pipeline."""

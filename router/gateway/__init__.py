@@ -1,0 +1,1 @@
+"""HTTP: OpenAI, Anthropic, admin and the live page."""
