@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("worker_id", "incarnation", "site", "role", "address", "model", "fingerprint_digest", "max_context_tokens", "block_tokens", "total_blocks", "max_running", "device", "fingerprint")
+    __slots__ = ("worker_id", "incarnation", "site", "role", "address", "model", "fingerprint_digest", "max_context_tokens", "block_tokens", "total_blocks", "max_running", "device")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
@@ -21,7 +21,6 @@ class WorkerInfo(_message.Message):
     TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNNING_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
-    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     incarnation: str
     site: str
@@ -34,8 +33,7 @@ class WorkerInfo(_message.Message):
     total_blocks: int
     max_running: int
     device: str
-    fingerprint: _common_pb2.Fingerprint
-    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., site: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint_digest: _Optional[str] = ..., max_context_tokens: _Optional[int] = ..., block_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., max_running: _Optional[int] = ..., device: _Optional[str] = ..., fingerprint: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ...) -> None: ...
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., site: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint_digest: _Optional[str] = ..., max_context_tokens: _Optional[int] = ..., block_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., max_running: _Optional[int] = ..., device: _Optional[str] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
     __slots__ = ("heartbeat_s",)
