@@ -61,6 +61,7 @@ class TlsSettings(Settings):
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
+    server_name: str | None = None  # name expected in a server's certificate; None: the address that was called
     allow_plaintext: bool = False  # needed to serve or call plaintext on a non-loopback address
     reload_s: PositiveSeconds = 30.0  # how often the files are checked for change
 
