@@ -18,12 +18,14 @@ from prfaas.types import (
     BlockHash,
     CacheEvent,
     CacheEventKind,
+    CacheGroupInfo,
     CacheTier,
     Decision,
     FinishReason,
     GenerationRequest,
     Grammar,
     GrammarKind,
+    GroupKind,
     LinkView,
     PrefillCandidate,
     PrefillReport,
@@ -265,6 +267,21 @@ def from_pb_usage(message: decode_pb2.Usage) -> Usage:
     )
 
 
+def _to_pb_cache_group(value: CacheGroupInfo) -> registry_pb2.CacheGroupInfo:
+    return registry_pb2.CacheGroupInfo(
+        name=value.name, kind=value.kind.value, entry_bytes=value.entry_bytes, window_tokens=value.window_tokens
+    )
+
+
+def _from_pb_cache_group(message: registry_pb2.CacheGroupInfo) -> CacheGroupInfo:
+    return CacheGroupInfo(
+        name=message.name,
+        kind=_word(GroupKind, message.kind, "cache_groups.kind"),
+        entry_bytes=message.entry_bytes,
+        window_tokens=message.window_tokens if message.HasField("window_tokens") else None,
+    )
+
+
 def to_pb_worker_info(value: WorkerInfo) -> registry_pb2.WorkerInfo:
     return registry_pb2.WorkerInfo(
         worker_id=value.worker_id,
@@ -279,6 +296,7 @@ def to_pb_worker_info(value: WorkerInfo) -> registry_pb2.WorkerInfo:
         total_blocks=value.total_blocks,
         max_running=value.max_running,
         device=value.device,
+        cache_groups=[_to_pb_cache_group(group) for group in value.cache_groups],
     )
 
 
@@ -296,6 +314,7 @@ def from_pb_worker_info(message: registry_pb2.WorkerInfo) -> WorkerInfo:
         total_blocks=message.total_blocks,
         max_running=message.max_running,
         device=message.device,
+        cache_groups=tuple(_from_pb_cache_group(group) for group in message.cache_groups),
     )
 
 

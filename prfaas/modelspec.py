@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from prfaas.errors import FingerprintMismatch
+from prfaas.types import CacheGroupInfo
+from prfaas.types import GroupKind as GroupKind
 
 WIRE_VERSION = 1
 
@@ -27,14 +29,6 @@ class DType(StrEnum):
     @property
     def num_bytes(self) -> int:
         return {DType.F32: 4, DType.BF16: 2, DType.F16: 2, DType.F8: 1}[self]
-
-
-class GroupKind(StrEnum):
-    """How a group's cache grows and how it may be reused."""
-
-    FULL = "full"  # one entry per token, any block-aligned prefix can be reused (GQA, MLA)
-    SLIDING = "sliding"  # one entry per token, only the last `window_tokens` are kept
-    STATE = "state"  # one fixed-size state per sequence, reusable only at exactly its length
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +100,13 @@ class CacheSpec:
             start = max(held_tokens, group.first_needed_token(num_tokens))
             total += group.bytes_between(start, num_tokens)
         return total
+
+    def describe(self) -> tuple[CacheGroupInfo, ...]:
+        """The groups as a worker announces them to the router (`WorkerInfo.cache_groups`)."""
+        return tuple(
+            CacheGroupInfo(g.name, g.kind, entry_bytes=g.entry_bytes * len(g.layers), window_tokens=g.window_tokens)
+            for g in self.groups
+        )
 
     def canonical(self) -> str:
         """A stable text of everything that must agree between two ends, for the fingerprint."""

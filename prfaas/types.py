@@ -178,9 +178,33 @@ class Usage:
     cached_tokens: int
 
 
+class GroupKind(StrEnum):
+    """How a cache group grows and how it may be reused."""
+
+    FULL = "full"  # one entry per token, any block-aligned prefix can be reused (GQA, MLA)
+    SLIDING = "sliding"  # one entry per token, only the last `window_tokens` are kept
+    STATE = "state"  # one fixed-size state per sequence, reusable only at exactly its length
+
+
+@dataclass(frozen=True, slots=True)
+class CacheGroupInfo:
+    """What the router needs to know of one cache group, to promise a hit and to price a transfer.
+
+    `entry_bytes` is over all layers of the group: of one token, or of one state.
+    """
+
+    name: str
+    kind: GroupKind
+    entry_bytes: int
+    window_tokens: int | None = None  # SLIDING only: positions a query may see, itself included
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """What a worker says of itself when it registers. `incarnation` changes with every start of the process."""
+    """What a worker says of itself when it registers. `incarnation` changes with every start of the process.
+
+    A worker that names no cache groups is never promised a prefix hit.
+    """
 
     worker_id: WorkerId
     incarnation: str
@@ -194,6 +218,7 @@ class WorkerInfo:
     total_blocks: int
     max_running: int
     device: str
+    cache_groups: tuple[CacheGroupInfo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class CacheGroupInfo(_message.Message):
+    __slots__ = ("name", "kind", "entry_bytes", "window_tokens")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: str
+    entry_bytes: int
+    window_tokens: int
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., entry_bytes: _Optional[int] = ..., window_tokens: _Optional[int] = ...) -> None: ...
+
 class WorkerInfo(_message.Message):
-    __slots__ = ("worker_id", "incarnation", "site", "role", "address", "model", "fingerprint_digest", "max_context_tokens", "block_tokens", "total_blocks", "max_running", "device")
+    __slots__ = ("worker_id", "incarnation", "site", "role", "address", "model", "fingerprint_digest", "max_context_tokens", "block_tokens", "total_blocks", "max_running", "device", "cache_groups")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +33,7 @@ class WorkerInfo(_message.Message):
     TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNNING_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    CACHE_GROUPS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     incarnation: str
     site: str
@@ -33,7 +46,8 @@ class WorkerInfo(_message.Message):
     total_blocks: int
     max_running: int
     device: str
-    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., site: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint_digest: _Optional[str] = ..., max_context_tokens: _Optional[int] = ..., block_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., max_running: _Optional[int] = ..., device: _Optional[str] = ...) -> None: ...
+    cache_groups: _containers.RepeatedCompositeFieldContainer[CacheGroupInfo]
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., site: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint_digest: _Optional[str] = ..., max_context_tokens: _Optional[int] = ..., block_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., max_running: _Optional[int] = ..., device: _Optional[str] = ..., cache_groups: _Optional[_Iterable[_Union[CacheGroupInfo, _Mapping]]] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
     __slots__ = ("heartbeat_s",)

@@ -15,6 +15,7 @@ from prfaas.modelspec import Fingerprint
 from prfaas.pb import common_pb2, decode_pb2, registry_pb2
 from prfaas.types import (
     CacheEvent,
+    CacheGroupInfo,
     Decision,
     FinishReason,
     GenerationRequest,
@@ -126,6 +127,7 @@ infos = values(
     total_blocks=u64,
     max_running=u32,
     device=text,
+    cache_groups=tuples_of(values(CacheGroupInfo, name=text, entry_bytes=u64, window_tokens=st.none() | u64)),
 )
 loads = values(
     WorkerLoad,
