@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,7 +40,7 @@ PipelineEvent = Decided | Prefilled | NewTokens | Done
 class Pipeline(Protocol):
     """Carries one tokenized request through decision and generation."""
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[PipelineEvent]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[PipelineEvent, None]:
         """Decided, Prefilled, NewTokens..., Done. Closing the iterator (or cancelling its task) cancels the request
         everywhere. Raises UnknownModel, PromptTooLong, NoWorkerAvailable, QueueFull, DeadlineExceeded, WorkerError."""
         ...
