@@ -255,3 +255,9 @@ def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
     if explicit:
         return Path(explicit)
     return Path(source.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prfaas"
+
+
+def export_environment(values: Mapping[str, str]) -> None:
+    """Set variables that a library reads for itself, unless the user has set them already."""
+    for key, value in values.items():
+        os.environ.setdefault(key, value)
