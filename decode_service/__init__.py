@@ -1,1 +1,1 @@
-"""The decode door: lands KV caches and streams tokens."""
+"""The decode door of a worker: gets a prompt's cache from wherever the router decided, then streams tokens."""

@@ -1,1 +1,1 @@
-"""The prefill door: runs prompts and offers their KV cache as a stream."""
+"""The prefill door of a worker: computes a prompt's cache and offers it, range by range, to a transfer."""

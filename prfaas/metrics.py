@@ -100,6 +100,9 @@ TRANSFER_SECONDS = _histogram("prfaas_kv_transfer_seconds", W, "Manifest to last
 TRANSFER_BYTES = _counter("prfaas_kv_wire_bytes_total", W, "Transfer payload bytes on the wire", "direction", "codec")
 TRANSFER_FAILURES = _counter("prfaas_kv_transfer_failures_total", W, "Transfers that failed", "direction", "reason")
 TRANSFER_RESUMES = _counter("prfaas_kv_transfer_resumes_total", W, "Lanes reattached after a break")
+RUNGS_FAILED = _counter(
+    "prfaas_prefill_rungs_failed_total", W, "Prefill attempts that failed here and led to the next rung", "route", "reason"
+)
 LEASES_ACTIVE = _gauge("prfaas_kv_leases_active", W, "Finished prefills still held for a receiver")
 WASTED_TOKENS = _counter("prfaas_wasted_prefill_tokens_total", W, "Prompt tokens computed for requests nobody received")
 

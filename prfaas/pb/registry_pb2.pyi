@@ -126,8 +126,10 @@ class SetRoleRequest(_message.Message):
     def __init__(self, role: _Optional[str] = ..., drain_timeout_s: _Optional[float] = ...) -> None: ...
 
 class SetRoleReply(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("unfinished",)
+    UNFINISHED_FIELD_NUMBER: _ClassVar[int]
+    unfinished: int
+    def __init__(self, unfinished: _Optional[int] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ()

@@ -1,1 +1,1 @@
-"""A worker process: one engine, one or two doors, and its registration with the router."""
+"""A worker process: one engine, two doors, and the conversation with the router."""

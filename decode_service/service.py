@@ -1,0 +1,80 @@
+"""The decode door's gRPC service: one call per request, from the prompt's cache to the last token.
+
+Every call ends once: with the usage, or with a typed error. A caller that goes away cancels the prefill, wherever it
+runs, and the decode. Knows no wire of the transport and no policy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+import grpc.aio
+
+from decode_service.batches import batches
+from decode_service.deadline import Deadline
+from decode_service.ladder import PrefillLadder
+from decode_service.pb_codec import Call, read_call
+from decode_service.replies import Replies
+from prfaas.clock import Clock
+from prfaas.errors import DeadlineExceeded, EngineFailed, PrfaasError
+from prfaas.log import logger
+from prfaas.pb import decode_pb2, decode_pb2_grpc
+from prfaas.rpc import abort
+from prfaas.types import WorkerId
+
+log = logger(__name__)
+
+Admit = Callable[[], Callable[[], None]]  # enters the door and returns how to leave it; raises Draining when closed
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
+    """Serves Generate. `admit` is the door: entered by each call, left when the call ends."""
+
+    def __init__(self, ladder: PrefillLadder, *, worker_id: WorkerId, clock: Clock, admit: Admit) -> None:
+        self._ladder = ladder
+        self._worker_id = worker_id
+        self._clock = clock
+        self._admit = admit
+
+    async def Generate(self, request: decode_pb2.GenerateRequest, context: Context) -> None:
+        """Writes to `context` rather than yielding: a cancelled call then unwinds through the code that frees."""
+        try:
+            leave = self._admit()
+            try:
+                await self._answer(read_call(request), context)
+            finally:
+                leave()
+        except PrfaasError as error:
+            await abort(context, error)
+        except Exception as error:
+            log.exception("request %s failed", request.request.request_id)
+            await abort(context, EngineFailed(f"the decode worker failed: {type(error).__name__}"))
+
+    async def _answer(self, call: Call, context: Context) -> None:
+        deadline = Deadline(self._clock, call.request.deadline_s)
+        try:
+            async with asyncio.timeout(call.request.deadline_s) as timeout:
+                await self._generate(call, deadline, context)
+        except TimeoutError as error:
+            if not timeout.expired():
+                raise
+            raise DeadlineExceeded(
+                f"the request did not finish within {call.request.deadline_s:.1f} s", deadline_s=call.request.deadline_s
+            ) from error
+
+    async def _generate(self, call: Call, deadline: Deadline, context: Context) -> None:
+        prefilled = await self._ladder.prefill(call.request, call.decision, deadline)
+        try:
+            replies = Replies(prefilled, self._worker_id)
+            async with aclosing(batches(prefilled.stream.events())) as events:
+                async for batch in events:
+                    for message in replies.messages(batch):
+                        await context.write(message)
+            if not replies.finished:
+                raise EngineFailed("the engine's stream ended before its request")
+        finally:
+            prefilled.stream.cancel()
