@@ -33,7 +33,10 @@ class WorkerOrder:
 
 
 class WorkerPool(Protocol):
-    """A set of workers of one site. A worker that dies is started again with back-off until the pool is stopped."""
+    """Workers of one site, or of several that share a machine or a Ray cluster.
+
+    A worker that dies is started again with back-off until the pool is closed.
+    """
 
     def start(self, orders: Sequence[WorkerOrder]) -> None:
         """Start workers; returns before they are ready (readiness is their registration with the router).
@@ -47,5 +50,8 @@ class WorkerPool(Protocol):
         ...
 
     def close(self, *, drain_s: float = 5.0) -> None:
-        """Stop every worker, politely then firmly, and everything the pool started. Idempotent; leaves no orphan."""
+        """Stop every worker, politely then firmly, and everything the pool started. Idempotent; leaves no orphan.
+
+        A second call, from another thread and with a smaller `drain_s`, hurries the first.
+        """
         ...

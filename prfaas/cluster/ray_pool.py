@@ -7,6 +7,7 @@ driver processes of their own (`prfaas up`); sites without share the local insta
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 from collections import Counter
@@ -19,6 +20,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 
 from prfaas.cluster.api import WORKER_ENTRYPOINT, PoolMember, WorkerOrder
+from prfaas.cluster.lifeline import Lifeline
 from prfaas.cluster.ray_host import WorkerHost
 from prfaas.config import export_environment
 from prfaas.errors import StartupError
@@ -58,6 +60,7 @@ class RayPool:
         self._members: dict[str, _Member] = {}
         self._closing = threading.Event()
         self._watcher: threading.Thread | None = None
+        self._lifeline: Lifeline | None = None
 
     def start(self, orders: Sequence[WorkerOrder]) -> None:
         """See WorkerPool.start. The first call connects to Ray or starts it; a local Ray offers what these orders need."""
@@ -97,16 +100,22 @@ class RayPool:
         self._stop_actors([member.actor for member in list(self._members.values())], drain_s)
         self._watcher.join()
         ray.shutdown()
+        if self._lifeline is not None:
+            self._lifeline.forget(os.getpgrp())
+            self._lifeline.close()
+            self._lifeline = None
 
     def _connect(self, orders: Sequence[WorkerOrder]) -> None:
         if ray.is_initialized():
             raise StartupError("this process already drives a Ray cluster", what="Ray")
         export_environment({"RAY_USAGE_STATS_ENABLED": "0"})
+        logger("ray").setLevel("ERROR")
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             if self._address is not None:
-                ray.init(address=self._address, logging_level="error", log_to_driver=True)
+                ray.init(address=self._address, configure_logging=False, log_to_driver=True)
             else:
+                self._guard_group()
                 wanted: Counter[str] = Counter()
                 for order in orders:
                     wanted.update(dict(order.resources))
@@ -117,7 +126,7 @@ class RayPool:
                     resources={name: float(math.ceil(amount)) for name, amount in wanted.items()},
                     object_store_memory=OBJECT_STORE_BYTES,
                     include_dashboard=False,
-                    logging_level="error",
+                    configure_logging=False,
                     log_to_driver=self._log_dir is None,
                 )
         except (RayError, ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
@@ -128,6 +137,15 @@ class RayPool:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_sigterm)
         self._warn_about_missing_resources(orders)
+
+    def _guard_group(self) -> None:
+        """Have a local Ray die with this process, even by SIGKILL, after which some of Ray's agents linger for a minute.
+
+        Ray's processes stay in this process's group; ending it is right only where this process leads it.
+        """
+        if os.getpgrp() == os.getpid():
+            self._lifeline = Lifeline()
+            self._lifeline.watch(os.getpgrp())
 
     def _warn_about_missing_resources(self, orders: Sequence[WorkerOrder]) -> None:
         offered = ray.cluster_resources()
