@@ -1,0 +1,106 @@
+"""The backend that computes: one network, its paged cache and a sampler, driven by step plans.
+
+Implements `prfaas.engine.backend.Backend`. Everything that was decided (which sequences, which blocks, when to copy)
+comes with the plan; nothing is remembered between steps but cache contents and grammar states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+
+import torch
+
+from prfaas.config import EngineSettings
+from prfaas.engine.backend import LayerHook, PoolSize
+from prfaas.engine.grammar import GrammarBook
+from prfaas.engine.torch_device import Staging, make_staging
+from prfaas.engine.torch_inputs import PackedStep, pack_rows
+from prfaas.engine.torch_pools import plan_pools
+from prfaas.engine.torch_sampler import TorchSampler, rank_logprobs
+from prfaas.engine.torch_store import TorchStore
+from prfaas.errors import EngineFailed
+from prfaas.model.api import CausalLM
+from prfaas.modelspec import DType, KvRange, ModelSpec
+from prfaas.sched.plan import Row, RowResult, StepPlan, StepResult
+from prfaas.types import Grammar, TokenLogprob
+
+# Prompt logprobs need a softmax over the vocabulary for every token; rows are taken this many at a time.
+_SCORE_ROWS = 64
+
+
+class TorchBackend:
+    """Owns the cache memory. `execute` belongs to the engine's thread; `read` and `write` may run beside it."""
+
+    def __init__(self, model: CausalLM, settings: EngineSettings, grammars: GrammarBook | None) -> None:
+        """Allocates all cache memory. Raises ConfigError when the budget cannot hold one sequence."""
+        self._model = model
+        self._grammars = grammars
+        self._sizes = plan_pools(model.spec, settings)
+        self._staging: Staging = make_staging(model.device, model.spec.num_layers)
+        self._store = TorchStore(model.spec, self._sizes, model.device, self._staging)
+        self._sampler = TorchSampler(model.spec.vocab_size, model.spec.eos_token_ids, model.device, grammars)
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._model.spec
+
+    def pool_sizes(self) -> Mapping[str, PoolSize]:
+        return self._sizes
+
+    def execute(self, plan: StepPlan, on_layer: LayerHook | None) -> StepResult:
+        """Run one step. Raises EngineFailed when torch does (out of memory, a failed kernel)."""
+        if self._grammars is not None:
+            self._grammars.forget(plan.ended)
+        try:
+            with torch.inference_mode():
+                self._store.copy(plan.before)
+                results = self._run(plan.rows, on_layer) if plan.rows else {}
+                self._store.copy(plan.after)
+        except RuntimeError as error:
+            raise EngineFailed(f"the device failed a step of {plan.num_tokens} tokens: {error}") from error
+        return StepResult(results)
+
+    def _run(self, rows: Sequence[Row], on_layer: LayerHook | None) -> dict[int, RowResult]:
+        packed = pack_rows(rows, self.spec.cache, self._model.device)
+
+        def layer_written(layer: int) -> None:
+            self._staging.layer_written(layer)
+            if on_layer is not None:
+                on_layer(layer)
+
+        logits = self._model.forward(packed.step, self._store.layers, layer_written)
+        drawn = iter(self._sampler.sample(logits, packed.jobs))
+        scores = self._score_prompts(logits, packed)
+        return {
+            row.sequence_id: RowResult(tuple(islice(drawn, len(row.draws))), scores.get(at, ())) for at, row in enumerate(rows)
+        }
+
+    def _score_prompts(self, logits: torch.Tensor, packed: PackedStep) -> dict[int, tuple[tuple[TokenLogprob, ...], ...]]:
+        scores = {}
+        for span in packed.scores:
+            entries: list[tuple[TokenLogprob, ...]] = []
+            for start in range(0, len(span.successors), _SCORE_ROWS):
+                successors = span.successors[start : start + _SCORE_ROWS]
+                first = span.logits_start + start
+                entries.extend(rank_logprobs(logits[first : first + len(successors)], successors, span.num_best))
+            scores[span.row] = tuple(entries)
+        return scores
+
+    def read(self, wanted: KvRange, blocks: Sequence[int]) -> memoryview:
+        return self._store.read(wanted, blocks)
+
+    def write(self, landed: KvRange, blocks: Sequence[int], payload: memoryview, dtypes: Sequence[DType]) -> None:
+        self._store.write(landed, blocks, payload, dtypes)
+
+    def check_grammar(self, grammar: Grammar) -> None:
+        """Raise InvalidRequest, naming response_format, when this model cannot follow a grammar. From any thread."""
+        self._sampler.check_grammar(grammar)
+
+    def accept(self, grammar_key: str, tokens: Sequence[int]) -> None:
+        if self._grammars is not None:
+            self._grammars.accept(grammar_key, tokens)
+
+    def close(self) -> None:
+        """Free the cache memory; weights go with the last reference to the model."""
+        self._store.free()

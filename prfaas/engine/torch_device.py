@@ -1,0 +1,140 @@
+"""Which device and dtype an engine computes on, and how bytes get on and off that device.
+
+Knows nothing of caches: it moves flat byte buffers. On a CPU staging is the identity; on CUDA it is pinned memory and
+a stream of its own, so that an export overlaps the layers that are still computing.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+
+from prfaas.errors import ConfigError
+
+
+def pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device to compute on; "auto" is CUDA where there is one. Raises ConfigError for a CUDA that is not there."""
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise ConfigError("device = cuda, but this torch build sees no CUDA device; use device = auto or cpu")
+    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+
+
+def pick_dtype(wanted: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
+    """The compute dtype; "auto" is bfloat16 on CUDA and on processors with AVX512-BF16, else float32."""
+    if wanted == "float32":
+        return torch.float32
+    if wanted == "bfloat16" or device.type == "cuda":
+        return torch.bfloat16
+    return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16", False) else torch.float32
+
+
+class Staging(Protocol):
+    """Moves flat byte buffers between a device and the host. Every method may be called from any thread."""
+
+    def stream(self) -> AbstractContextManager[object]:
+        """Within it, device work of an export or import is enqueued, beside the compute stream."""
+        ...
+
+    def layer_written(self, layer: int) -> None:
+        """Called on the compute thread when the work that writes this layer's cache has been enqueued."""
+        ...
+
+    def wait_for_layers(self, layers: tuple[int, ...]) -> None:
+        """Inside `stream()`: order what follows after the last writes of these layers."""
+        ...
+
+    def to_host(self, buffer: torch.Tensor) -> memoryview:
+        """Finish the stream's work and hand over the bytes of a uint8 device buffer."""
+        ...
+
+    def to_device(self, payload: torch.Tensor) -> torch.Tensor:
+        """A uint8 device tensor with the bytes of a uint8 host tensor; may share its memory."""
+        ...
+
+    def finish(self) -> None:
+        """Return when everything enqueued in `stream()` by this thread is done."""
+        ...
+
+
+class CpuStaging:
+    """Device memory is host memory: nothing is copied and nothing is awaited."""
+
+    def stream(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def layer_written(self, layer: int) -> None:
+        pass
+
+    def wait_for_layers(self, layers: tuple[int, ...]) -> None:
+        pass
+
+    def to_host(self, buffer: torch.Tensor) -> memoryview:
+        return buffer.numpy().data
+
+    def to_device(self, payload: torch.Tensor) -> torch.Tensor:
+        return payload
+
+    def finish(self) -> None:
+        pass
+
+
+class CudaStaging:
+    """Pinned host memory and a side stream. An event per layer orders exports after that layer's compute only."""
+
+    def __init__(self, device: torch.device, num_layers: int) -> None:
+        self._device = device
+        self._stream = torch.Stream(device)
+        self._events = [torch.Event(device) for _ in range(num_layers)]
+
+    def stream(self) -> AbstractContextManager[object]:
+        return self._stream
+
+    def layer_written(self, layer: int) -> None:
+        self._events[layer].record(torch.accelerator.current_stream(self._device))
+
+    def wait_for_layers(self, layers: tuple[int, ...]) -> None:
+        for layer in layers:
+            self._stream.wait_event(self._events[layer])
+
+    def to_host(self, buffer: torch.Tensor) -> memoryview:
+        pinned = torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
+        pinned.copy_(buffer, non_blocking=True)
+        self.finish()
+        return pinned.numpy().data
+
+    def to_device(self, payload: torch.Tensor) -> torch.Tensor:
+        pinned = torch.empty(payload.shape, dtype=payload.dtype, pin_memory=True)
+        pinned.copy_(payload)
+        return pinned.to(self._device, non_blocking=True)
+
+    def finish(self) -> None:
+        done = torch.Event(self._device)
+        done.record(self._stream)
+        done.synchronize()
+
+
+def make_staging(device: torch.device, num_layers: int) -> Staging:
+    """The staging that fits a device."""
+    return CudaStaging(device, num_layers) if device.type == "cuda" else CpuStaging()
+
+
+class _Borrowed:
+    """An array interface over memory that somebody else owns and keeps alive."""
+
+    def __init__(self, address: int, num_bytes: int) -> None:
+        self.__array_interface__ = {"data": (address, False), "shape": (num_bytes,), "typestr": "|u1", "version": 3}
+
+
+def borrow_bytes(payload: memoryview) -> torch.Tensor:
+    """A uint8 tensor over `payload` without a copy; valid while `payload` is, and never to be written.
+
+    torch has no read-only tensors and warns about read-only buffers, which is what a received message is.
+    """
+    flat = np.frombuffer(payload, dtype=np.uint8)
+    if flat.size == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.from_numpy(np.asarray(_Borrowed(flat.ctypes.data, flat.size)))

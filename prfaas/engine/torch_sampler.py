@@ -1,0 +1,178 @@
+"""From logits to tokens: penalties, biases, grammar masks, truncation, the draw, and logprobs.
+
+A drawn token depends on its row of logits and its `Draw` alone. Rows that are plain greedy share one argmax; the rest
+are adjusted row by row and drawn together. Knows nothing of sequences, caches or how logits were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from prfaas.engine.grammar import GrammarBook
+from prfaas.engine.torch_filters import truncate_
+from prfaas.engine.torch_noise import DrawNoise
+from prfaas.errors import EngineFailed, InvalidRequest
+from prfaas.sched.plan import Draw, Drawn
+from prfaas.types import Grammar, SamplingParams, TokenLogprob
+
+_NO_GRAMMARS = "response_format: this model has no end-of-sequence token, so a grammar could never end"
+
+
+@dataclass(frozen=True, slots=True)
+class SampleJob:
+    """A draw from row `row` of the step's logits."""
+
+    row: int
+    draw: Draw
+
+
+def _is_plain(draw: Draw) -> bool:
+    """Greedy, with nothing that would change or report the distribution."""
+    p = draw.params
+    return (
+        p.temperature == 0.0
+        and p.logprobs is None
+        and p.grammar is None
+        and not p.logit_bias
+        and p.repetition_penalty == 1.0
+        and p.presence_penalty == 0.0
+        and p.frequency_penalty == 0.0
+        and draw.position >= p.min_tokens
+    )
+
+
+class TorchSampler:
+    """Draws tokens. Order of adjustments: penalties, bias, min_tokens and grammar masks, temperature, top-k, top-p,
+    min-p. Logprobs are of the model's own distribution, before any of it."""
+
+    def __init__(
+        self, vocab_size: int, eos_token_ids: Sequence[int], device: torch.device, grammars: GrammarBook | None
+    ) -> None:
+        self._vocab_size = vocab_size
+        self._eos_token_ids = tuple(eos_token_ids)
+        self._device = device
+        self._grammars = grammars
+        self._noise = DrawNoise(vocab_size, device)
+
+    def sample(self, logits: torch.Tensor, jobs: Sequence[SampleJob]) -> list[Drawn]:
+        """One token for each job, in order. logits: float32 [rows, vocab], left as it is.
+
+        Raises EngineFailed on logits that are not numbers, InvalidRequest on a token id or grammar that cannot be used.
+        """
+        if not jobs:
+            return []
+        if all(_is_plain(job.draw) for job in jobs):
+            return [Drawn(token) for token in self._greedy(logits, [job.row for job in jobs])]
+        drawn: dict[int, Drawn] = {}
+        plain = [at for at, job in enumerate(jobs) if _is_plain(job.draw)]
+        if plain:
+            tokens = self._greedy(logits, [jobs[at].row for at in plain])
+            drawn.update((at, Drawn(token)) for at, token in zip(plain, tokens, strict=True))
+        other = [at for at in range(len(jobs)) if at not in drawn]
+        rows = logits[[jobs[at].row for at in other]]
+        results = self._shaped(rows, [jobs[at].draw for at in other])
+        drawn.update(zip(other, results, strict=True))
+        return [drawn[at] for at in range(len(jobs))]
+
+    def check_grammar(self, grammar: Grammar) -> None:
+        """Raise InvalidRequest, naming response_format, when a grammar cannot be followed. From any thread."""
+        if self._grammars is None:
+            raise InvalidRequest(_NO_GRAMMARS, param="response_format")
+        self._grammars.check(grammar)
+
+    @staticmethod
+    def _greedy(logits: torch.Tensor, rows: list[int]) -> list[int]:
+        every_row = rows == list(range(logits.shape[0]))
+        best = (logits if every_row else logits[rows]).max(dim=-1)
+        if bool(best.values.isnan().any()):
+            raise EngineFailed("the model produced logits that are not numbers")
+        tokens: list[int] = best.indices.tolist()
+        return tokens
+
+    def _shaped(self, raw: torch.Tensor, draws: Sequence[Draw]) -> list[Drawn]:
+        shaped = raw.clone()
+        for row, draw in enumerate(draws):
+            self._adjust_(shaped[row], draw)
+        hot = [at for at, draw in enumerate(draws) if draw.params.temperature > 0.0]
+        if hot:
+            shaped[hot] = self._race(shaped[hot], [draws[at] for at in hot])
+        tokens = self._greedy(shaped, list(range(len(draws))))
+        return [self._report(raw[row], draw, tokens[row]) for row, draw in enumerate(draws)]
+
+    def _race(self, logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+        """Scores whose largest element is the drawn token."""
+        temperatures = torch.tensor([d.params.temperature for d in draws], device=self._device)[:, None]
+        # Subtracting the best first keeps tiny temperatures finite.
+        scaled = (logits - logits.max(dim=-1, keepdim=True).values) / temperatures
+        truncate_(scaled, [d.params for d in draws])
+        return scaled.exp_().div_(self._noise.exponentials(draws))
+
+    def _adjust_(self, row: torch.Tensor, draw: Draw) -> None:
+        p = draw.params
+        if p.repetition_penalty != 1.0:
+            seen = self._ids(sorted({*draw.prompt_tokens, *draw.output_tokens}))
+            values = row[seen]
+            row[seen] = torch.where(values > 0, values / p.repetition_penalty, values * p.repetition_penalty)
+        if (p.presence_penalty or p.frequency_penalty) and draw.output_tokens:
+            seen, counts = torch.unique(self._ids(draw.output_tokens), return_counts=True)
+            row[seen] -= p.presence_penalty + p.frequency_penalty * counts.to(row.dtype)
+        if p.logit_bias:
+            self._bias_(row, p)
+        banned = self._banned(draw)
+        if p.grammar is not None:
+            self._constrain_(row, draw, banned)
+        elif banned:
+            row[banned] = -torch.inf
+
+    def _bias_(self, row: torch.Tensor, params: SamplingParams) -> None:
+        ids = [token_id for token_id, _ in params.logit_bias]
+        if min(ids) < 0 or max(ids) >= self._vocab_size:
+            raise InvalidRequest(f"logit_bias: token ids go from 0 to {self._vocab_size - 1}", param="logit_bias")
+        amounts = torch.tensor([amount for _, amount in params.logit_bias], dtype=row.dtype, device=self._device)
+        row.index_add_(0, self._ids(ids), amounts)
+
+    def _banned(self, draw: Draw) -> list[int]:
+        """Tokens that would end the sample before `min_tokens`."""
+        if draw.position >= draw.params.min_tokens:
+            return []
+        eos = () if draw.params.ignore_eos else self._eos_token_ids
+        return [t for t in {*eos, *draw.params.stop_token_ids} if 0 <= t < self._vocab_size]
+
+    def _constrain_(self, row: torch.Tensor, draw: Draw, banned: Sequence[int]) -> None:
+        """Keep what the grammar allows; a grammar that is complete may end a sample before `min_tokens`."""
+        grammar = draw.params.grammar
+        if self._grammars is None or grammar is None:
+            raise InvalidRequest(_NO_GRAMMARS, param="response_format")
+        allowed = self._grammars.allowed(draw.grammar_key, grammar, draw.output_tokens)
+        if banned:
+            longer = allowed.copy()
+            longer[list(banned)] = False
+            allowed = longer if longer.any() else allowed
+        row.masked_fill_(~torch.from_numpy(allowed).to(self._device), -torch.inf)
+
+    def _report(self, raw: torch.Tensor, draw: Draw, token_id: int) -> Drawn:
+        done = False
+        if draw.params.grammar is not None and self._grammars is not None:
+            done = self._grammars.advance(draw.grammar_key, token_id)
+        if draw.params.logprobs is None:
+            return Drawn(token_id, grammar_done=done)
+        ranked = rank_logprobs(raw[None], [token_id], draw.params.logprobs)[0]
+        return Drawn(token_id, ranked[0].logprob, ranked[1:], done)
+
+    def _ids(self, ids: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(ids, dtype=torch.int64, device=self._device)
+
+
+def rank_logprobs(logits: torch.Tensor, tokens: Sequence[int], num_best: int) -> list[tuple[TokenLogprob, ...]]:
+    """For each row of float32 logits [rows, vocab]: the logprob of its token, then the `num_best` most likely."""
+    normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
+    chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None]) - normaliser
+    best = torch.topk(logits, min(num_best, logits.shape[-1]))
+    ids, values = best.indices.tolist(), (best.values - normaliser).tolist()
+    return [
+        (TokenLogprob(token, logprob), *map(TokenLogprob, row_ids, row_values))
+        for token, logprob, row_ids, row_values in zip(tokens, chosen[:, 0].tolist(), ids, values, strict=True)
+    ]

@@ -1,0 +1,153 @@
+"""Grammar states: what is allowed, when a sample is done, tokens drawn elsewhere, and unusable grammars."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llguidance")
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from prfaas.engine.grammar import MAX_COMPILED, GrammarBook
+from prfaas.errors import EngineFailed, InvalidRequest
+from prfaas.text.model import TextModel
+from prfaas.text.vocabulary import byte_level_alphabet
+from prfaas.types import Grammar, GrammarKind
+
+EOS = 256
+VOCAB = 262  # four ids more than the tokenizer has, as a padded output layer would
+
+NUMBERS = Grammar(GrammarKind.REGEX, "[0-9]{2,4}")
+
+
+@pytest.fixture(scope="module")
+def text() -> TextModel:
+    """One token per byte, and two control tokens."""
+    alphabet = {char: byte[0] for char, byte in byte_level_alphabet().items()}
+    tokenizer = Tokenizer(models.BPE(alphabet, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<eos>", special=True), AddedToken("<pad>", special=True)])
+    return TextModel(tokenizer, None)
+
+
+@pytest.fixture
+def book(text: TextModel) -> GrammarBook:
+    return GrammarBook(text, VOCAB, (EOS,))
+
+
+def letters(allowed: np.ndarray) -> str:
+    return "".join(chr(t) for t in np.flatnonzero(allowed) if t < 256)
+
+
+def write(book: GrammarBook, key: str, grammar: Grammar, content: str) -> tuple[int, ...]:
+    output: tuple[int, ...] = ()
+    for token in content.encode():
+        allowed = book.allowed(key, grammar, output)
+        assert allowed[token], content[len(output) :]
+        book.advance(key, token)
+        output += (token,)
+    return output
+
+
+def test_a_regex_allows_its_characters_and_the_end_only_once_it_matches(book: GrammarBook) -> None:
+    start = book.allowed("a", NUMBERS, ())
+    assert start.shape == (VOCAB,)
+    assert letters(start) == "0123456789"
+    assert not start[EOS:].any()
+    output = write(book, "a", NUMBERS, "42")
+    assert book.allowed("a", NUMBERS, output)[EOS]
+    assert book.advance("a", EOS)
+
+
+def test_a_full_match_reports_that_nothing_can_follow(book: GrammarBook) -> None:
+    output = write(book, "a", NUMBERS, "123")
+    assert book.advance("a", ord("4"))
+    last = book.allowed("a", NUMBERS, (*output, ord("4")))
+    assert np.flatnonzero(last).tolist() == [EOS]
+
+
+def test_a_lost_state_is_rebuilt_from_the_output_so_far(book: GrammarBook) -> None:
+    output = write(book, "a", NUMBERS, "12")
+    before = book.allowed("a", NUMBERS, output)
+    book.forget(["a", "never heard of"])
+    assert book.num_samples == 0
+    assert np.array_equal(book.allowed("a", NUMBERS, output), before)
+    # A sample that was rolled back (its last step failed) is followed from the shorter history.
+    assert letters(book.allowed("a", NUMBERS, output[:1])) == "0123456789"
+    assert not book.allowed("a", NUMBERS, output[:1])[EOS]
+
+
+def test_tokens_drawn_elsewhere_count_once_whether_or_not_the_sample_is_known(book: GrammarBook) -> None:
+    book.accept("a", [ord("1")])  # unknown: replayed from the history on the first draw
+    book.allowed("b", NUMBERS, ())
+    book.accept("b", [ord("1")])
+    for key in ("a", "b"):
+        assert not book.allowed(key, NUMBERS, (ord("1"),))[EOS]
+        assert book.allowed(key, NUMBERS, (ord("1"), ord("2")))[EOS]
+
+
+def test_samples_of_one_grammar_go_their_own_ways(book: GrammarBook) -> None:
+    write(book, "a", NUMBERS, "12")
+    assert not book.allowed("b", NUMBERS, ())[EOS]
+    assert book.num_samples == 2
+
+
+def test_a_schema_walks_to_a_valid_document(book: GrammarBook) -> None:
+    schema = Grammar(
+        GrammarKind.JSON_SCHEMA,
+        json.dumps(
+            {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+        ),
+    )
+    output = write(book, "a", schema, '{"n":7')
+    assert "}" in letters(book.allowed("a", schema, output))
+    assert "x" not in letters(book.allowed("a", schema, output))
+
+
+def test_a_json_object_is_an_object(book: GrammarBook) -> None:
+    grammar = Grammar(GrammarKind.JSON_OBJECT)
+    assert "[" not in letters(book.allowed("a", grammar, ()))
+    write(book, "a", grammar, '{"any": ["thing", 1, null]}')
+
+
+def test_lark_and_gbnf_are_both_understood(book: GrammarBook) -> None:
+    for key, source in (("lark", 'start: "yes" | "no"'), ("gbnf", 'root ::= "yes" | "no"')):
+        assert letters(book.allowed(key, Grammar(GrammarKind.EBNF, source), ())) == "ny"
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar(GrammarKind.JSON_SCHEMA, "{not json"),
+        Grammar(GrammarKind.JSON_SCHEMA, '{"type": "no such type"}'),
+        Grammar(GrammarKind.REGEX, "([0-9]"),
+        Grammar(GrammarKind.EBNF, "start: undefined_rule"),
+        Grammar(GrammarKind.EBNF, ""),
+    ],
+)
+def test_an_unusable_grammar_is_the_callers_fault(book: GrammarBook, grammar: Grammar) -> None:
+    with pytest.raises(InvalidRequest, match="response_format") as caught:
+        book.check(grammar)
+    assert caught.value.param == "response_format"
+    assert "\n" not in caught.value.message
+
+
+def test_a_token_outside_the_grammar_is_an_error(book: GrammarBook) -> None:
+    book.allowed("a", NUMBERS, ())
+    with pytest.raises(EngineFailed):
+        book.advance("a", ord("x"))
+
+
+def test_compiled_grammars_are_bounded(book: GrammarBook) -> None:
+    for length in range(MAX_COMPILED + 5):
+        book.allowed("a", Grammar(GrammarKind.REGEX, f"[0-9]{{{length + 1}}}"), ())
+    assert len(book._compiled) == MAX_COMPILED
+
+
+def test_a_model_without_an_end_cannot_follow_grammars(text: TextModel) -> None:
+    with pytest.raises(ValueError, match="end-of-sequence"):
+        GrammarBook(text, VOCAB, ())
