@@ -12,6 +12,7 @@ from typing import Protocol
 
 from prfaas.modelspec import DType, KvRange, ModelSpec
 from prfaas.sched.plan import StepPlan, StepResult
+from prfaas.types import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,11 @@ class Backend(Protocol):
 
     def write(self, landed: KvRange, blocks: Sequence[int], payload: memoryview, dtypes: Sequence[DType]) -> None:
         """Inverse of `read`; converts from `dtypes` to the resident ones. Raises ValueError on a wrong length."""
+        ...
+
+    def check(self, params: SamplingParams) -> None:
+        """Raise InvalidRequest when this backend could not honour `params` (a grammar that does not compile, a biased
+        token outside the vocabulary). Engines ask before they queue a request, from any thread."""
         ...
 
     def accept(self, grammar_key: str, tokens: Sequence[int]) -> None:

@@ -23,7 +23,7 @@ from prfaas.errors import EngineFailed
 from prfaas.model.api import CausalLM
 from prfaas.modelspec import DType, KvRange, ModelSpec
 from prfaas.sched.plan import Row, RowResult, StepPlan, StepResult
-from prfaas.types import Grammar, TokenLogprob
+from prfaas.types import SamplingParams, TokenLogprob
 
 # Prompt logprobs need a softmax over the vocabulary for every token; rows are taken this many at a time.
 _SCORE_ROWS = 64
@@ -93,9 +93,8 @@ class TorchBackend:
     def write(self, landed: KvRange, blocks: Sequence[int], payload: memoryview, dtypes: Sequence[DType]) -> None:
         self._store.write(landed, blocks, payload, dtypes)
 
-    def check_grammar(self, grammar: Grammar) -> None:
-        """Raise InvalidRequest, naming response_format, when this model cannot follow a grammar. From any thread."""
-        self._sampler.check_grammar(grammar)
+    def check(self, params: SamplingParams) -> None:
+        self._sampler.check(params)
 
     def accept(self, grammar_key: str, tokens: Sequence[int]) -> None:
         if self._grammars is not None:

@@ -60,7 +60,7 @@ class TorchSampler:
     def sample(self, logits: torch.Tensor, jobs: Sequence[SampleJob]) -> list[Drawn]:
         """One token for each job, in order. logits: float32 [rows, vocab], left as it is.
 
-        Raises EngineFailed on logits that are not numbers, InvalidRequest on a token id or grammar that cannot be used.
+        Raises EngineFailed on logits that are not numbers. Parameters must have passed `check`.
         """
         if not jobs:
             return []
@@ -77,11 +77,19 @@ class TorchSampler:
         drawn.update(zip(other, results, strict=True))
         return [drawn[at] for at in range(len(jobs))]
 
-    def check_grammar(self, grammar: Grammar) -> None:
-        """Raise InvalidRequest, naming response_format, when a grammar cannot be followed. From any thread."""
+    def check(self, params: SamplingParams) -> None:
+        """Raise InvalidRequest naming the parameter that cannot be honoured. From any thread."""
+        if params.logit_bias:
+            ids = [token_id for token_id, _ in params.logit_bias]
+            if min(ids) < 0 or max(ids) >= self._vocab_size:
+                raise InvalidRequest(f"logit_bias: token ids go from 0 to {self._vocab_size - 1}", param="logit_bias")
+        if params.grammar is not None:
+            self._followed().check(params.grammar)
+
+    def _followed(self) -> GrammarBook:
         if self._grammars is None:
             raise InvalidRequest(_NO_GRAMMARS, param="response_format")
-        self._grammars.check(grammar)
+        return self._grammars
 
     @staticmethod
     def _greedy(logits: torch.Tensor, rows: list[int]) -> list[int]:
@@ -120,19 +128,13 @@ class TorchSampler:
             seen, counts = torch.unique(self._ids(draw.output_tokens), return_counts=True)
             row[seen] -= p.presence_penalty + p.frequency_penalty * counts.to(row.dtype)
         if p.logit_bias:
-            self._bias_(row, p)
+            amounts = torch.tensor([amount for _, amount in p.logit_bias], dtype=row.dtype, device=self._device)
+            row.index_add_(0, self._ids([token_id for token_id, _ in p.logit_bias]), amounts)
         banned = self._banned(draw)
         if p.grammar is not None:
-            self._constrain_(row, draw, banned)
+            self._constrain_(row, draw, p.grammar, banned)
         elif banned:
             row[banned] = -torch.inf
-
-    def _bias_(self, row: torch.Tensor, params: SamplingParams) -> None:
-        ids = [token_id for token_id, _ in params.logit_bias]
-        if min(ids) < 0 or max(ids) >= self._vocab_size:
-            raise InvalidRequest(f"logit_bias: token ids go from 0 to {self._vocab_size - 1}", param="logit_bias")
-        amounts = torch.tensor([amount for _, amount in params.logit_bias], dtype=row.dtype, device=self._device)
-        row.index_add_(0, self._ids(ids), amounts)
 
     def _banned(self, draw: Draw) -> list[int]:
         """Tokens that would end the sample before `min_tokens`."""
@@ -141,12 +143,9 @@ class TorchSampler:
         eos = () if draw.params.ignore_eos else self._eos_token_ids
         return [t for t in {*eos, *draw.params.stop_token_ids} if 0 <= t < self._vocab_size]
 
-    def _constrain_(self, row: torch.Tensor, draw: Draw, banned: Sequence[int]) -> None:
+    def _constrain_(self, row: torch.Tensor, draw: Draw, grammar: Grammar, banned: Sequence[int]) -> None:
         """Keep what the grammar allows; a grammar that is complete may end a sample before `min_tokens`."""
-        grammar = draw.params.grammar
-        if self._grammars is None or grammar is None:
-            raise InvalidRequest(_NO_GRAMMARS, param="response_format")
-        allowed = self._grammars.allowed(draw.grammar_key, grammar, draw.output_tokens)
+        allowed = self._followed().allowed(draw.grammar_key, grammar, draw.output_tokens)
         if banned:
             longer = allowed.copy()
             longer[list(banned)] = False
@@ -154,9 +153,7 @@ class TorchSampler:
         row.masked_fill_(~torch.from_numpy(allowed).to(self._device), -torch.inf)
 
     def _report(self, raw: torch.Tensor, draw: Draw, token_id: int) -> Drawn:
-        done = False
-        if draw.params.grammar is not None and self._grammars is not None:
-            done = self._grammars.advance(draw.grammar_key, token_id)
+        done = draw.params.grammar is not None and self._followed().advance(draw.grammar_key, token_id)
         if draw.params.logprobs is None:
             return Drawn(token_id, grammar_done=done)
         ranked = rank_logprobs(raw[None], [token_id], draw.params.logprobs)[0]
