@@ -1,0 +1,425 @@
+"""The cache of a hybrid model: what is held, what can be reused, what is evicted. Numbers only; tensors are a backend's.
+
+Follows "Prefill-as-a-Service" (arXiv:2604.15039), section 5. Full, block-aligned blocks of a sequence are *published*
+as prefix-cache blocks; a partial tail and a working state are transfer-cache: they vanish with the sequence. A hit is
+the largest l' below the prompt's length such that FULL blocks cover [0, l'), SLIDING blocks cover the window at l' and
+every STATE group has a snapshot at exactly l'. Blocks after which nobody can resume are evicted first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from prfaas.cache.events import EventLog
+from prfaas.cache.lease import ABSENT, Lease, Move, Snapshot
+from prfaas.cache.pool import BlockPool, PoolCounts
+from prfaas.cache.tree import Node, PrefixTree
+from prfaas.modelspec import CacheGroup, CacheSpec, GroupKind
+from prfaas.types import BlockHash, CacheEvent, CacheEventKind, CacheTier
+
+MAX_EVENTS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a sequence asks for when it is admitted.
+
+    `full_tokens` are covered at once in FULL groups. `window_from` is the position whose window its SLIDING table
+    starts with. `resume` asks for the state snapshots at the hit, to compute on from there. `spare_blocks` must stay
+    available in every FULL group afterwards, for the sequences that already run.
+    """
+
+    full_tokens: int
+    total_tokens: int
+    window_from: int
+    resume: bool
+    spare_blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A granted demand; `moves` restore the states and must run before the sequence's first step."""
+
+    lease: Lease
+    moves: tuple[Move, ...]
+
+
+class HybridCache:
+    """All groups of one engine. Every method either does the whole thing or nothing."""
+
+    def __init__(self, spec: CacheSpec, sizes: Mapping[str, int], *, max_chunk_tokens: int, reuse: bool = True) -> None:
+        """`sizes`: blocks or slots of each group. `reuse` False publishes and matches nothing."""
+        self.spec = spec
+        self.reuse = reuse
+        self._block_tokens = spec.block_tokens
+        self._full = tuple(g.name for g in spec.groups if g.kind is GroupKind.FULL)
+        self._sliding = tuple(g for g in spec.groups if g.kind is GroupKind.SLIDING)
+        self._state = tuple(g.name for g in spec.groups if g.kind is GroupKind.STATE)
+        self._max_chunk_tokens = max_chunk_tokens
+        self._pools = {g.name: BlockPool(g.name, sizes[g.name]) for g in spec.groups}
+        self._quota_left = {g.name: sizes[g.name] for g in self._sliding}
+        self._tree = PrefixTree(spec)
+        self._owners: dict[str, dict[int, Node]] = {g.name: {} for g in spec.groups}
+        self._events = EventLog(MAX_EVENTS)
+
+    # Looking
+
+    def match(self, names: Sequence[BlockHash], num_tokens: int) -> int:
+        """Blocks of the longest prefix after which a prompt of `num_tokens` can be computed on (at least one token is)."""
+        path = self._path(names, num_tokens)
+        return next((node.depth for node in reversed(path) if node.usable), 0)
+
+    def match_entries(self, names: Sequence[BlockHash], num_tokens: int) -> int:
+        """Blocks of the longest prefix whose entries need not be sent to a sequence that goes on at `num_tokens`.
+
+        No snapshot is needed, because the state at `num_tokens` itself will come; and of a SLIDING group only what
+        the window there can still see.
+        """
+        path = self._path(names, num_tokens)
+        while path and not all(self._tree.covers_window(path, group, num_tokens) for group in self._sliding):
+            path.pop()
+        return len(path)
+
+    def fits_alone(self, total_tokens: int) -> tuple[str, int, int] | None:
+        """None, or (group, needed, existing) of a group too small for such a sequence even when it is alone."""
+        needs = {name: self._num_blocks(total_tokens) for name in self._full}
+        needs |= {group.name: self._quota(group, total_tokens) for group in self._sliding}
+        needs |= dict.fromkeys(self._state, 1)
+        for name, needed in needs.items():
+            if needed > self._pools[name].num_blocks:
+                return name, needed, self._pools[name].num_blocks
+        return None
+
+    def counts(self) -> dict[str, PoolCounts]:
+        """Group -> its blocks by state."""
+        return {name: pool.counts for name, pool in self._pools.items()}
+
+    # Holding
+
+    def open(self, names: Sequence[BlockHash], held_blocks: int, demand: Demand) -> Opened | None:
+        """Take the first `held_blocks` of a known prefix and room for the rest; None when there is no room now."""
+        path = self._tree.path(names[:held_blocks])
+        assert len(path) == held_blocks, "the prefix was evicted between match and open"
+        starts = {g.name: g.first_needed_token(demand.window_from) // self._block_tokens for g in self._sliding}
+        quotas = {g.name: self._quota(g, demand.total_tokens) for g in self._sliding}
+        if any(quotas[name] > self._quota_left[name] for name in quotas):
+            return None
+        shared = self._shared_blocks(path, starts)
+        snapshots = {name: path[-1].blocks[name] for name in self._state} if demand.resume and path else {}
+        wanted = {name: self._num_blocks(demand.full_tokens) - len(path) for name in self._full}
+        wanted |= dict.fromkeys(self._state, 1)
+        if not self._have_room(wanted, shared, snapshots, demand.spare_blocks):
+            return None
+        for name, blocks in shared.items():
+            for block in blocks:
+                self._pools[name].use(block)
+        for name, slot in snapshots.items():
+            self._pools[name].use(slot)
+        tables = {name: [*shared[name], *self._take_many(name, wanted[name])] for name in self._full}
+        for name, start in starts.items():
+            tables[name] = [ABSENT] * start + shared[name]
+            self._quota_left[name] -= quotas[name]
+        slots = {name: self._take(name) for name in self._state}
+        moves = tuple(Move(name, source, slots[name]) for name, source in snapshots.items())
+        for name in snapshots:
+            self._pools[name].use(slots[name])
+        for node in path:
+            node.holders += 1
+        return Opened(Lease(tables, slots, quotas, starts, list(path)), moves)
+
+    def grow(self, lease: Lease, num_tokens: int) -> bool:
+        """Cover [.., num_tokens) in every table. False, and nothing changed, when blocks are lacking."""
+        upto = self._num_blocks(num_tokens)
+        wanted = {name: max(0, upto - len(table)) for name, table in lease.tables.items()}
+        if any(count > self._pools[name].num_available for name, count in wanted.items()):
+            return False
+        for name, count in wanted.items():
+            lease.tables[name].extend(self._take_many(name, count))
+        return True
+
+    def slide(self, lease: Lease, num_tokens: int) -> None:
+        """Leave the SLIDING blocks that no query at `num_tokens` or later can read."""
+        for group in self._sliding:
+            table = lease.tables[group.name]
+            start = lease.window_starts[group.name]
+            stop = min(len(table), group.first_needed_token(num_tokens) // self._block_tokens)
+            for index in range(start, stop):
+                self._pools[group.name].leave(table[index])
+                table[index] = ABSENT
+            lease.window_starts[group.name] = max(start, stop)
+
+    def fork(self, lease: Lease, num_tokens: int, total_tokens: int) -> Opened | None:
+        """A second sequence that continues after the same `num_tokens`: full blocks are shared, the rest is copied."""
+        if any(self._quota(g, total_tokens) > self._quota_left[g.name] for g in self._sliding):
+            return None
+        whole, upto = num_tokens // self._block_tokens, self._num_blocks(num_tokens)
+        copied = [name for name, table in lease.tables.items() if upto > whole and table[whole] != ABSENT]
+        if any(self._pools[name].num_available < 1 for name in (*copied, *self._state)):
+            return None
+        moves: list[Move] = []
+        tables: dict[str, list[int]] = {}
+        for name, table in lease.tables.items():
+            tables[name] = table[:whole]
+            for block in tables[name]:
+                if block != ABSENT:
+                    self._pools[name].use(block)
+            if name in copied:
+                tables[name].append(self._take(name))
+                moves.append(Move(name, table[whole], tables[name][-1]))
+            elif upto > whole:
+                tables[name].append(ABSENT)
+        slots = {name: self._take(name) for name in self._state}
+        moves.extend(Move(name, lease.slots[name], slot) for name, slot in slots.items())
+        for move in moves:
+            self._pools[move.group].use(move.source)
+            self._pools[move.group].use(move.target)
+        quotas = {g.name: self._quota(g, total_tokens) for g in self._sliding}
+        for name, quota in quotas.items():
+            self._quota_left[name] -= quota
+        for node in lease.nodes:
+            node.holders += 1
+        return Opened(Lease(tables, slots, quotas, dict(lease.window_starts), list(lease.nodes)), tuple(moves))
+
+    def settle(self, moves: Iterable[Move]) -> None:
+        """These copies have run (or never will): unpin both ends."""
+        for move in moves:
+            self._pools[move.group].leave(move.source)
+            self._pools[move.group].leave(move.target)
+
+    def close(self, lease: Lease) -> None:
+        """Give everything back. Published blocks stay cached, the end of the prefix to be evicted first."""
+        assert not lease.closed, "a lease is closed once"
+        lease.closed = True
+        for name, table in lease.tables.items():
+            pool = self._pools[name]
+            for block in reversed(table):
+                if block != ABSENT:
+                    pool.leave(block)
+        for name, slot in lease.slots.items():
+            self._pools[name].leave(slot)
+        for name, quota in lease.quotas.items():
+            self._quota_left[name] += quota
+        for node in lease.nodes:
+            node.holders -= 1
+            if node.support == 0 and self._tree.alive(node):
+                self._demote(node)
+        if lease.nodes:
+            self._prune(lease.nodes[-1])
+        lease.nodes.clear()
+
+    # Publishing
+
+    def publish(self, lease: Lease, names: Sequence[BlockHash], num_tokens: int) -> None:
+        """Name the full blocks of the first `num_tokens`, whose entries are all computed or landed."""
+        whole = num_tokens // self._block_tokens
+        if not self.reuse or len(lease.nodes) >= whole:
+            return
+        stored: dict[str, list[BlockHash]] = {name: [] for name in lease.tables}
+        for index in range(len(lease.nodes), whole):
+            parent = lease.nodes[-1] if lease.nodes else None
+            if parent is not None and not self._tree.alive(parent):
+                break  # another sequence's copy of an earlier block was evicted: this prefix has a hole
+            node = self._tree.get(names[index]) or self._tree.add(names[index], parent)
+            node.holders += 1
+            lease.nodes.append(node)
+            for name, table in lease.tables.items():
+                if name not in node.blocks and table[index] != ABSENT:
+                    self._name(node, name, table[index])
+                    stored[name].append(node.name)
+            self._refresh(node)
+        for name, hashes in stored.items():
+            self._tell(CacheEventKind.STORED, name, hashes)
+
+    def prepare_snapshot(self, lease: Lease, num_tokens: int, *, rolling: bool) -> Snapshot | None:
+        """Set slots aside for the states after `num_tokens`, a block boundary; None when there is no room or no need.
+
+        A rolling snapshot takes the place of the sequence's previous rolling one.
+        """
+        if not (self.reuse and self._state):
+            return None
+        depth = num_tokens // self._block_tokens
+        known = lease.nodes[depth - 1] if len(lease.nodes) >= depth else None
+        if known is not None and all(name in known.blocks for name in self._state):
+            return None
+        if rolling and lease.rolling is not None:
+            self._drop_snapshot(lease.rolling)
+            lease.rolling = None
+        if any(self._pools[name].num_available < 1 for name in self._state):
+            return None
+        moves = tuple(Move(name, lease.slots[name], self._take(name)) for name in self._state)
+        for move in moves:
+            self._pools[move.group].use(move.source)
+            self._pools[move.group].use(move.target)
+        return Snapshot(moves, rolling)
+
+    def commit_snapshot(self, lease: Lease, snapshot: Snapshot, num_tokens: int) -> None:
+        """The states were copied and the blocks up to `num_tokens` are published: the prefix can be resumed from."""
+        depth = num_tokens // self._block_tokens
+        node = lease.nodes[depth - 1] if len(lease.nodes) >= depth else None
+        welcome = node is not None and self._tree.alive(node) and not any(name in node.blocks for name in self._state)
+        for move in snapshot.moves:
+            if welcome and node is not None:
+                self._name(node, move.group, move.target)
+                self._tell(CacheEventKind.STORED, move.group, [node.name])
+        if welcome and node is not None:
+            self._refresh(node)
+            if not node.usable:  # another sequence's copy of its window was evicted meanwhile
+                self._drop_snapshot(node)
+            elif snapshot.rolling:
+                lease.rolling = node
+        self.drop_snapshot(snapshot)
+
+    def drop_snapshot(self, snapshot: Snapshot) -> None:
+        """Let go of prepared slots; what was not committed becomes free."""
+        self.settle(snapshot.moves)
+        for move in snapshot.moves:
+            self._pools[move.group].leave(move.target)
+
+    # Telling
+
+    def take_events(self) -> tuple[CacheEvent, ...]:
+        """Changes since the last call, oldest first; after an overflow the numbers show a gap."""
+        return self._events.take()
+
+    def snapshot_events(self) -> tuple[int, tuple[CacheEvent, ...]]:
+        """The next sequence number, and `stored` events (all with the number before it) that rebuild the whole view."""
+        next_seq = self._events.next_seq
+        held: dict[str, list[BlockHash]] = {}
+        for node in self._tree:
+            for name in node.blocks:
+                held.setdefault(name, []).append(node.name)
+        kind, tier = CacheEventKind.STORED, CacheTier.DEVICE
+        return next_seq, tuple(CacheEvent(max(0, next_seq - 1), kind, n, tier, tuple(h)) for n, h in held.items())
+
+    def clear(self) -> None:
+        """Forget every cached prefix. What sequences hold stays theirs, but nobody finds it any more."""
+        for node in [node for node in self._tree if node.depth == 1]:
+            self._cut(node, tell=False)
+        self._events.add(CacheEventKind.CLEARED, "", ())
+
+    # Inside
+
+    def _path(self, names: Sequence[BlockHash], num_tokens: int) -> list[Node]:
+        if not self.reuse:
+            return []
+        return self._tree.path(names[: max(0, num_tokens - 1) // self._block_tokens])
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._block_tokens)
+
+    def _quota(self, group: CacheGroup, total_tokens: int) -> int:
+        """Blocks that cover a window and a whole step after it, however they are aligned."""
+        window = (group.window_tokens or 1) - 1
+        return min(self._num_blocks(window + self._max_chunk_tokens) + 1, self._num_blocks(total_tokens))
+
+    def _shared_blocks(self, path: Sequence[Node], starts: Mapping[str, int]) -> dict[str, list[int]]:
+        shared = {name: [node.blocks[name] for node in path] for name in self._full}
+        return shared | {name: [node.blocks[name] for node in path[start:]] for name, start in starts.items()}
+
+    def _have_room(
+        self, wanted: Mapping[str, int], shared: Mapping[str, Sequence[int]], snapshots: Mapping[str, int], spare: int
+    ) -> bool:
+        for name, count in wanted.items():
+            pool = self._pools[name]
+            kept = [*shared.get(name, ()), *([snapshots[name]] if name in snapshots else ())]
+            needed = count + (spare if name in self._full else 0)
+            if needed > pool.num_available - sum(not pool.is_used(block) for block in kept):
+                return False
+        return True
+
+    def _take(self, name: str) -> int:
+        pool = self._pools[name]
+        while pool.num_free == 0:
+            self._evict(name)
+        return pool.take()
+
+    def _take_many(self, name: str, count: int) -> list[int]:
+        return [self._take(name) for _ in range(count)]
+
+    def _evict(self, name: str) -> None:
+        block = self._pools[name].oldest()
+        assert block is not None, f"{name}: nothing left to evict"
+        node = self._owners[name][block]
+        if name in self._full:
+            self._cut(node)
+        elif name in self._state:
+            self._drop_snapshot(node)
+        else:
+            self._unname(node, name)
+            self._refresh(node)
+            self._prune(node)
+
+    def _drop_snapshot(self, node: Node) -> None:
+        """Forget the states at a node, all groups together: one without the others cannot be resumed from."""
+        if not self._tree.alive(node):
+            return
+        for name in self._state:
+            if name in node.blocks:
+                self._unname(node, name)
+        self._refresh(node)
+        self._prune(node)
+
+    def _refresh(self, node: Node) -> None:
+        """Follow up a change of the node's blocks: what nobody can resume after any more is evicted before the rest."""
+        for lost in self._tree.refresh(node):
+            for name in self._state:
+                if name in lost.blocks:  # its window is gone, so its snapshot is of no use
+                    self._unname(lost, name)
+            for each in self._tree.unsupported(lost):
+                self._demote(each)
+
+    def _demote(self, node: Node) -> None:
+        """Evict this node's blocks first. They can still spare a landing the transfer of their entries."""
+        for name, block in node.blocks.items():
+            self._pools[name].demote(block)
+
+    def _prune(self, node: Node) -> None:
+        """Remove a node without any block, and its ancestors likewise, once nothing hangs on them."""
+        each: Node | None = node
+        while each is not None and self._tree.alive(each) and not (each.blocks or each.holders or each.children):
+            above = each.parent
+            self._tree.remove(each)
+            each = above
+
+    def _cut(self, node: Node, *, tell: bool = True) -> None:
+        """Forget a node and all below it. Sequences keep the blocks they use, unnamed."""
+        above, gone = node.parent, self._tree.remove(node)
+        removed: dict[str, list[BlockHash]] = {}
+        for each in gone:
+            for name, block in each.blocks.items():
+                self._pools[name].forget(block)
+                del self._owners[name][block]
+                removed.setdefault(name, []).append(each.name)
+            each.blocks.clear()
+        if tell:
+            for name, hashes in removed.items():
+                self._tell(CacheEventKind.REMOVED, name, hashes)
+        if above is not None:
+            self._prune(above)
+
+    def _name(self, node: Node, name: str, block: int) -> None:
+        self._pools[name].retain(block)
+        node.blocks[name] = block
+        self._owners[name][block] = node
+
+    def _unname(self, node: Node, name: str) -> None:
+        block = node.blocks.pop(name)
+        self._pools[name].forget(block)
+        del self._owners[name][block]
+        self._tell(CacheEventKind.REMOVED, name, [node.name])
+
+    def _tell(self, kind: CacheEventKind, group: str, hashes: Sequence[BlockHash]) -> None:
+        if hashes:
+            self._events.add(kind, group, hashes)
+
+    def check_integrity(self) -> None:
+        """Pools, tree and owners agree. Raises AssertionError."""
+        self._tree.check_integrity()
+        for name, pool in self._pools.items():
+            pool.check_integrity()
+            named = {block: node for node in self._tree for group, block in node.blocks.items() if group == name}
+            assert named == self._owners[name], f"{name}: owners and tree disagree"
+        for node in self._tree:
+            assert all(name in node.blocks for name in self._full), "a cached prefix has a hole"
+            assert node.blocks or node.holders or node.children, "an empty node is kept"

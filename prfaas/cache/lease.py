@@ -1,0 +1,46 @@
+"""What one sequence holds of the cache: block tables, state slots and the nodes of its published prefix. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from prfaas.cache.tree import Node
+
+ABSENT = -1  # an entry of a block table whose block the sequence does not hold (outside its window)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Copy a block or slot of `group` on the device. Both ends are pinned until the manager is told it is done."""
+
+    group: str
+    source: int
+    target: int
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """Owned by one sequence, changed only by the cache manager.
+
+    tables: FULL and SLIDING group -> block numbers from the sequence's start, ABSENT below the window. slots: STATE
+    group -> the sequence's working state. quotas: SLIDING group -> blocks set aside for this sequence, so that its
+    window can always move on. nodes: the prefix-tree path of its published blocks. rolling: where its latest decode
+    snapshot is, which the next one replaces.
+    """
+
+    tables: dict[str, list[int]]
+    slots: dict[str, int]
+    quotas: Mapping[str, int]
+    window_starts: dict[str, int]  # SLIDING group -> first table index that is still held
+    nodes: list[Node] = field(default_factory=list)
+    rolling: Node | None = None
+    closed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Slots set aside for a snapshot that a step is about to copy: STATE group -> target slot."""
+
+    moves: tuple[Move, ...]
+    rolling: bool

@@ -1,0 +1,258 @@
+"""Continuous batching: who computes how many tokens in the next step. Pure; time enters only through arrival ranks.
+
+A step has a token budget. Decodes come first, then prefills that have begun, then new admissions, each in rank order;
+a long prompt is cut into chunks, and where a recurrent state must be snapshotted the chunk ends exactly there. When
+blocks run out, the last in rank is preempted and computes again later; the first in rank never is, so work always
+goes on. Admission is strictly in rank order: nobody overtakes a big prompt for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from prfaas.cache.hybrid import Demand, HybridCache
+from prfaas.cache.lease import Move, Snapshot
+from prfaas.errors import QueueFull
+from prfaas.sched.queue import WaitingQueue
+from prfaas.sched.sequence import Sequence
+
+MIN_RETRY_S, MAX_RETRY_S = 0.25, 60.0
+SNAPSHOT_SHARE = 4  # one prompt may fill at most this fraction (a quarter) of the snapshot slots
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one scheduler, see EngineSettings."""
+
+    max_running: int
+    max_waiting: int
+    max_step_tokens: int
+    snapshot_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A sequence computes its next `num_tokens` in this step; afterwards its states are copied to `snapshot`."""
+
+    sequence: Sequence
+    num_tokens: int
+    snapshot: Snapshot | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One step's decision. `moves` run before it; exactly one of Scheduler.complete and Scheduler.fail ends it."""
+
+    shares: tuple[Share, ...]
+    admitted: tuple[Sequence, ...]
+    preempted: tuple[Sequence, ...]
+    moves: tuple[Move, ...]
+
+
+class Scheduler:
+    """Waiting and running sequences of one engine, over one cache."""
+
+    def __init__(self, cache: HybridCache, limits: Limits) -> None:
+        self._cache = cache
+        self._limits = limits
+        self._waiting = WaitingQueue()
+        self._running: list[Sequence] = []  # in rank order
+        self._moves: list[Move] = []  # to run before the next step
+        self._block_tokens = cache.spec.block_tokens
+
+    @property
+    def running(self) -> tuple[Sequence, ...]:
+        return tuple(self._running)
+
+    @property
+    def waiting(self) -> tuple[Sequence, ...]:
+        return tuple(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Prompt tokens still to be computed, by those who wait and those who have begun."""
+        return sum(s.remaining for s in self._waiting) + sum(s.remaining for s in self._running if not s.decoding)
+
+    def enqueue(self, sequence: Sequence, tokens_per_s: float) -> None:
+        """Let a new sequence wait. `tokens_per_s` (0: unknown) is the recent prefill speed, for the retry hint.
+
+        Raises:
+            QueueFull: with depth, limit and retry_after_s.
+        """
+        if len(self._waiting) >= self._limits.max_waiting:
+            backlog_s = self.waiting_tokens / tokens_per_s if tokens_per_s > 0 else 1.0
+            raise QueueFull(
+                f"{len(self._waiting)} sequences are waiting already",
+                depth=len(self._waiting),
+                limit=self._limits.max_waiting,
+                retry_after_s=min(MAX_RETRY_S, max(MIN_RETRY_S, backlog_s / len(self._waiting))),
+            )
+        self._waiting.push(sequence)
+
+    def requeue(self, sequence: Sequence) -> None:
+        """Let a sequence wait that was admitted before (landed, forked or preempted); there is always room for it."""
+        self._waiting.push(sequence)
+
+    def queue_position(self, sequence: Sequence) -> int | None:
+        return self._waiting.position(sequence)
+
+    def add_moves(self, moves: Iterable[Move]) -> None:
+        """Copies that must run before the next step."""
+        self._moves.extend(moves)
+
+    def leave(self, sequence: Sequence) -> None:
+        """A sequence stops computing (finished, cancelled, failed); what it holds is the caller's to close."""
+        if not self._waiting.discard(sequence) and sequence in self._running:
+            self._running.remove(sequence)
+
+    def schedule(self) -> Round:
+        """Decide the next step. Its blocks are taken, nothing is computed yet."""
+        preempted: list[Sequence] = []
+        decodes = [s for s in self._running if s.decoding]
+        prefills = [s for s in self._running if not s.decoding]
+        budget = self._limits.max_step_tokens
+        for_decodes = max(1, budget - 1) if prefills or len(self._waiting) else budget  # decodes never stop prefills
+        shares: list[Share] = []
+        for sequence in decodes[:for_decodes]:
+            if sequence.lease is not None and self._make_room(sequence, preempted):
+                shares.append(self._share(sequence, 1))
+        budget -= len(shares)
+        for sequence in prefills:
+            count = self._chunk(sequence, budget)
+            if sequence.lease is not None and count and self._cache.grow(sequence.lease, sequence.computed + count):
+                shares.append(self._share(sequence, count))
+                budget -= count
+        admitted: list[Sequence] = []
+        while not preempted and budget > 0 and (admission := self._admit()) is not None:
+            admitted.append(admission)
+            count = self._chunk(admission, budget)
+            if self._cache.grow(admission.held, admission.computed + count):
+                shares.append(self._share(admission, count))
+                budget -= count
+        moves, self._moves = tuple(self._moves), []
+        return Round(tuple(shares), tuple(admitted), tuple(preempted), moves)
+
+    def complete(self, step: Round) -> None:
+        """The step ran: its tokens are computed, their full blocks can be found, their snapshots resumed from."""
+        self._cache.settle(step.moves)
+        for share in step.shares:
+            sequence = share.sequence
+            sequence.computed += share.num_tokens
+            self._cache.publish(sequence.held, sequence.name_blocks(), sequence.computed)
+            if share.snapshot is not None:
+                self._cache.commit_snapshot(sequence.held, share.snapshot, sequence.computed)
+            self._cache.slide(sequence.held, sequence.computed)
+
+    def fail(self, step: Round) -> None:
+        """The step did not run to its end: nothing of it is kept. Its sequences must leave."""
+        self._cache.settle(step.moves)
+        for share in step.shares:
+            if share.snapshot is not None:
+                self._cache.drop_snapshot(share.snapshot)
+
+    def _admit(self) -> Sequence | None:
+        head = self._waiting.head
+        if head is None or len(self._running) >= self._limits.max_running:
+            return None
+        if head.lease is None and not self._open(head):
+            return None
+        sequence = self._waiting.pop()
+        self._running.append(sequence)
+        self._running.sort(key=lambda each: each.rank)
+        return sequence
+
+    def _open(self, sequence: Sequence) -> bool:
+        names = sequence.name_blocks()
+        hit = self._cache.match(names, len(sequence.tokens)) if sequence.reuse_prefix else 0
+        # Alone, a sequence must always get in: then a hit that does not fit beside its own room is given up.
+        for held in (hit, 0) if hit and not self._running else (hit,):
+            held_tokens = held * self._block_tokens
+            demand = Demand(
+                full_tokens=min(sequence.total_tokens, len(sequence.tokens) + 1),
+                total_tokens=sequence.total_tokens,
+                window_from=held_tokens,
+                resume=True,
+                spare_blocks=len(self._running),
+            )
+            opened = self._cache.open(names, held, demand)
+            if opened is not None:
+                sequence.lease = opened.lease
+                sequence.computed = sequence.cached = held_tokens
+                self._moves.extend(opened.moves)
+                return True
+        return False
+
+    def _make_room(self, sequence: Sequence, preempted: list[Sequence]) -> bool:
+        """Cover the sequence's next token, preempting from the end of the rank order. False: it was preempted itself."""
+        while not self._cache.grow(sequence.held, sequence.computed + 1):
+            victim = next((s for s in reversed(self._running) if s.preemptible and s.lease is not None), None)
+            if victim is None:
+                return False
+            self._preempt(victim)
+            preempted.append(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, victim: Sequence) -> None:
+        self._cache.close(victim.held)
+        victim.lease = None
+        victim.computed = 0
+        self._running.remove(victim)
+        self._waiting.push(victim)
+
+    def _chunk(self, sequence: Sequence, budget: int) -> int:
+        """Tokens of the next chunk: within the budget, and not beyond the next point to snapshot."""
+        count = min(sequence.remaining, budget)
+        if self._snapshots(sequence):
+            upto = self._next_snapshot(sequence)
+            if upto is not None:
+                count = min(count, upto - sequence.computed)
+        return count
+
+    def _share(self, sequence: Sequence, count: int) -> Share:
+        end = sequence.computed + count
+        snapshot: Snapshot | None = None
+        if self._snapshots(sequence) and end % self._block_tokens == 0:
+            planned = end == self._next_snapshot(sequence)
+            if planned or end >= sequence.num_prompt:
+                snapshot = self._cache.prepare_snapshot(sequence.held, end, rolling=not planned)
+        return Share(sequence, count, snapshot)
+
+    def _snapshots(self, sequence: Sequence) -> bool:
+        return self._cache.reuse and self._cache.spec.has_state and sequence.computed < len(sequence.tokens)
+
+    def _next_snapshot(self, sequence: Sequence) -> int | None:
+        """The next position where a prefill leaves a snapshot: every so many blocks, and the prompt's end rounded down."""
+        if sequence.decoding:
+            return None
+        last = (len(sequence.tokens) - 1) // self._block_tokens * self._block_tokens
+        if last <= sequence.computed:
+            return None
+        interval = self._interval_tokens(len(sequence.tokens))
+        return min(last, (sequence.computed // interval + 1) * interval)
+
+    def _interval_tokens(self, num_tokens: int) -> int:
+        """Distance of a prefill's snapshots, stretched so that one prompt cannot push out everybody else's."""
+        slots = min(c.total for name, c in self._cache.counts().items() if self._cache.spec.group(name).is_state)
+        base = self._limits.snapshot_blocks * self._block_tokens
+        allowed = max(1, slots // SNAPSHOT_SHARE)
+        return base * max(1, -(-num_tokens // (base * allowed)))
+
+    def check_integrity(self) -> None:
+        """Nobody waits and runs at once; who runs holds a lease. Raises AssertionError."""
+        waiting, running = list(self._waiting), self._running
+        assert not {id(s) for s in waiting} & {id(s) for s in running}
+        assert len(running) <= self._limits.max_running
+        assert all(s.lease is not None for s in running)
+        assert [s.rank for s in running] == sorted(s.rank for s in running)
+        assert [s.rank for s in waiting] == sorted(s.rank for s in waiting)
