@@ -1,0 +1,33 @@
+"""Loads a model and puts a torch backend around it. Importing this module imports torch."""
+
+from __future__ import annotations
+
+import torch
+
+from prfaas.config import EngineSettings
+from prfaas.engine.grammar import GrammarBook
+from prfaas.engine.torch_backend import TorchBackend
+from prfaas.engine.torch_device import pick_device, pick_dtype
+from prfaas.model.load import load_model
+from prfaas.modelspec import ModelSpec
+from prfaas.text.load import load_text_model
+
+
+def build_torch_backend(settings: EngineSettings, *, source: str, served_name: str) -> TorchBackend:
+    """Load `source` on the device and in the dtype that `settings` asks for, and allocate its cache.
+
+    `num_threads` is a setting of the process: torch has one pool of threads. Raises ModelLoadError, ConfigError.
+    """
+    if settings.num_threads:
+        torch.set_num_threads(settings.num_threads)
+    device = pick_device(settings.device)
+    dtype = pick_dtype(settings.dtype, device)
+    model = load_model(source, served_name=served_name, block_tokens=settings.block_tokens, dtype=dtype, device=device)
+    return TorchBackend(model, settings, _grammars(source, model.spec))
+
+
+def _grammars(source: str, spec: ModelSpec) -> GrammarBook | None:
+    """None for a model without an end-of-sequence token: a constrained answer of it could never end."""
+    if not spec.eos_token_ids:
+        return None
+    return GrammarBook(load_text_model(source), spec.vocab_size, spec.eos_token_ids)
