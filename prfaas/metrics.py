@@ -77,6 +77,7 @@ PROMPT_TOKENS = _counter("prfaas_prompt_tokens_total", R, "Prompt tokens of fini
 CACHED_TOKENS = _counter("prfaas_cached_tokens_total", R, "Prompt tokens that came from a prefix cache")
 GENERATION_TOKENS = _counter("prfaas_generation_tokens_total", R, "Tokens sent to clients")
 UNCACHED_TOKENS = _histogram("prfaas_uncached_tokens", R, "Prompt tokens no cache held, per request", TOKEN_BUCKETS)
+ROUTED = _counter("prfaas_routed_requests_total", R, "Tokenized requests by how the pipeline ended them", "outcome", "reason")
 ROUTE_DECISIONS = _counter("prfaas_route_decisions_total", R, "Routing decisions", "route", "reason")
 ROUTE_TAKEN = _counter("prfaas_route_taken_total", R, "Where prompts were in fact prefilled", "route")
 FALLBACKS = _counter("prfaas_fallback_total", R, "Rungs of the failure ladder left behind", "reason")

@@ -1,0 +1,309 @@
+"""The router's picture of all workers: who is alive, how loaded, what each caches, and how the links between sites do.
+
+Fed by the registry (heartbeats) and by the pipeline (dispatches); read by the policy as a frozen view and by the
+gateway as a status. Lives on one event loop and takes no locks. Decides nothing about requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from prfaas import metrics as m
+from prfaas.clock import Clock
+from prfaas.log import logger
+from prfaas.metrics import MetricSet
+from prfaas.modelspec import CacheGroup, CacheSpec, DType, TensorSpec
+from prfaas.types import (
+    CacheEvent,
+    CacheGroupInfo,
+    GenerationRequest,
+    LinkView,
+    Role,
+    WorkerId,
+    WorkerInfo,
+    WorkerLoad,
+)
+from router.api import FleetStatus, MemberView
+from router.ledger import Dispatch, DispatchId, Ledger
+from router.links import LinkBoard
+from router.policy.options import Verdict
+from router.policy.prefix_index import Family, PrefixIndex, PromptNames
+from router.policy.view import FleetView, Link, RequestView, Tuning, WorkerView
+
+_log = logger(__name__)
+
+LINK_EXPIRY_S = 30.0  # link reports older than this say nothing about the link
+
+
+@dataclass(slots=True)
+class _Member:
+    """A registered worker. `view` is rebuilt when `load`, `seen_s`, `suspect` or the ledger's sums change."""
+
+    info: WorkerInfo
+    cache: CacheSpec
+    load: WorkerLoad
+    seen_s: float
+    suspect: bool
+    view: WorkerView
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatAnswer:
+    """`known` false: register again. `resync` true: send a snapshot of the cache."""
+
+    known: bool
+    resync: bool
+
+
+class Fleet:
+    """Implements `FleetReader`."""
+
+    def __init__(self, *, clock: Clock, metrics: MetricSet, member_timeout_s: float, tuning: Tuning) -> None:
+        self._clock = clock
+        self._metrics = metrics
+        self._member_timeout_s = member_timeout_s
+        self._tuning = tuning
+        self._members: dict[WorkerId, _Member] = {}
+        self._index = PrefixIndex()
+        self._ledger = Ledger()
+        self._board = LinkBoard(LINK_EXPIRY_S)
+        self._links: dict[Link, LinkView] = {}
+        self._view: FleetView | None = None
+        self._counted: set[tuple[str, str, str]] = set()
+        self._expected: set[tuple[str, Role]] = set()  # kinds of worker the deployment has; a silent loss does not remove one
+
+    # ------------------------------------------------------------------ the registry's side
+
+    def register(self, info: WorkerInfo) -> None:
+        """Add a worker, or replace what is known of an earlier start of it or of its other role."""
+        old = self._members.pop(info.worker_id, None)
+        if old is not None:
+            self._leave(old.info)
+        cache = cache_spec(info)
+        now_s = self._clock.now_s()
+        load = WorkerLoad(free_blocks=info.total_blocks)
+        member = _Member(info, cache, load, now_s, False, _unloaded_view(info, cache, now_s))
+        self._members[info.worker_id] = member
+        self._index.add_worker(info.worker_id, Family(info.fingerprint_digest, info.block_tokens, info.cache_groups))
+        self._expected.add((info.site, info.role))
+        self._refresh(member)
+        _log.info("worker %s registered: %s in %s at %s", info.worker_id, info.role, info.site, info.address)
+
+    def heartbeat(
+        self,
+        worker_id: WorkerId,
+        incarnation: str,
+        load: WorkerLoad,
+        events: Sequence[CacheEvent],
+        links: Sequence[LinkView],
+    ) -> HeartbeatAnswer:
+        """Take a worker's news. Raises InvalidRequest when an event is malformed."""
+        member = self._members.get(worker_id)
+        if member is None or member.info.incarnation != incarnation:
+            return HeartbeatAnswer(known=False, resync=False)
+        member.load, member.seen_s, member.suspect = load, self._clock.now_s(), False
+        if links:
+            self._board.report(worker_id, links, member.seen_s)
+            self._links = self._board.views(member.seen_s)
+        in_step = self._index.apply(worker_id, events)
+        self._refresh(member)
+        return HeartbeatAnswer(known=True, resync=not in_step)
+
+    def put_snapshot(self, worker_id: WorkerId, incarnation: str, next_seq: int, contents: Sequence[CacheEvent]) -> bool:
+        """Replace what is known of a worker's cache. False: the worker is unknown, so nothing was done."""
+        member = self._members.get(worker_id)
+        if member is None or member.info.incarnation != incarnation:
+            return False
+        self._index.replace(worker_id, next_seq, contents)
+        return True
+
+    def deregister(self, worker_id: WorkerId, incarnation: str) -> None:
+        """Forget a worker that leaves. A later start of it is not touched."""
+        member = self._members.get(worker_id)
+        if member is not None and member.info.incarnation == incarnation:
+            self._forget(worker_id)
+            self._leave(member.info)
+            _log.info("worker %s left", worker_id)
+
+    def expire(self, after_s: float) -> None:
+        """Forget workers without a sign of life for `after_s` seconds, and refresh what depends on time alone."""
+        now_s = self._clock.now_s()
+        for worker_id in [w for w, member in self._members.items() if now_s - member.seen_s > after_s]:
+            _log.warning("worker %s has been silent for %.0f s and is forgotten", worker_id, after_s)
+            self._forget(worker_id)
+        self._links = self._board.views(now_s)
+        self._view = None
+        self._count_workers(now_s)
+
+    def _leave(self, info: WorkerInfo) -> None:
+        """A worker said goodbye or changed its role: its kind is missed only if others of that kind remain."""
+        if not any((x.info.site, x.info.role) == (info.site, info.role) for x in self._members.values()):
+            self._expected.discard((info.site, info.role))
+
+    def _forget(self, worker_id: WorkerId) -> None:
+        del self._members[worker_id]
+        self._index.remove_worker(worker_id)
+        self._board.forget(worker_id)
+        self._view = None
+
+    # ------------------------------------------------------------------ the pipeline's side
+
+    def view(self) -> FleetView:
+        """The fleet as it stands. Rebuilt only after a change."""
+        if self._view is None:
+            members = self._members.values()
+            self._view = FleetView(
+                decode=tuple(member.view for member in members if not member.info.role.opens_prefill),
+                prefill=tuple(member.view for member in members if member.info.role.opens_prefill),
+                links=self._links,
+                tuning=self._tuning,
+                member_timeout_s=self._member_timeout_s,
+            )
+        return self._view
+
+    def block_sizes(self) -> frozenset[int]:
+        """The block sizes in tokens that caches of the fleet use; prompts are named once for each."""
+        return frozenset(index.family.block_tokens for index in self._index.families())
+
+    def request_view(self, request: GenerationRequest, names: PromptNames) -> RequestView:
+        """The request with every worker's usable prefix. `names` come from `name_prompt` for `block_sizes()`."""
+        return RequestView(
+            model=request.model,
+            num_tokens=len(request.tokens),
+            max_tokens=request.sampling.max_tokens * request.sampling.n,
+            cached_tokens=self._index.match(names),
+            time_left_s=request.deadline_s,
+        )
+
+    def dispatched(self, verdict: Verdict, view: RequestView) -> DispatchId:
+        """Count a decision as load until its end is known."""
+        decision = verdict.decision
+        decode = self._members.get(decision.decode_worker)
+        prefiller = decision.candidates[0].worker_id if decision.candidates else decision.decode_worker
+        block_tokens = decode.cache.block_tokens if decode is not None else 1
+        held = view.cached_tokens.get(decision.decode_worker, 0)
+        dispatch = Dispatch(
+            decode_worker=decision.decode_worker,
+            prefill_worker=prefiller,
+            prefill_tokens=view.num_tokens - view.cached_tokens.get(prefiller, 0),
+            blocks=-(-(view.num_tokens - held) // block_tokens),
+        )
+        dispatch_id = self._ledger.open(dispatch)
+        self._touch(dispatch)
+        return dispatch_id
+
+    def prefilled(self, dispatch_id: DispatchId) -> None:
+        """The prompt is computed and landed."""
+        self._touch(self._ledger.prefilled(dispatch_id))
+
+    def ended(self, dispatch_id: DispatchId) -> None:
+        """The request is over on its decode worker, however it ended."""
+        self._touch(self._ledger.close(dispatch_id))
+
+    def suspect(self, worker_id: WorkerId) -> None:
+        """A call to this worker failed: send nothing there until it is heard of again."""
+        member = self._members.get(worker_id)
+        if member is not None:
+            member.suspect = True
+            self._refresh(member)
+
+    def tune(self, tuning: Tuning) -> None:
+        """Set the threshold and the state of the links for the decisions to come."""
+        self._tuning = tuning
+        self._view = None
+        self._metrics.set(m.THRESHOLD_TOKENS, tuning.threshold_tokens)
+
+    @property
+    def num_dispatched(self) -> int:
+        """Requests dispatched and not ended."""
+        return self._ledger.num_open
+
+    def _touch(self, dispatch: Dispatch) -> None:
+        for worker_id in {dispatch.decode_worker, dispatch.prefill_worker}:
+            member = self._members.get(worker_id)
+            if member is not None:
+                self._refresh(member)
+
+    def _refresh(self, member: _Member) -> None:
+        """Rebuild a member's view: reported load, or what stands in the ledger where that is more."""
+        load, sent = member.load, self._ledger.of(member.info.worker_id)
+        member.view = replace(
+            member.view,
+            seen_s=member.seen_s,
+            running=max(load.running + load.waiting, sent.sequences),
+            waiting=load.waiting,
+            free_blocks=max(0, load.free_blocks + load.cached_blocks - sent.blocks),
+            queued_tokens=max(load.waiting_prefill_tokens, sent.prefill_tokens),
+            prefill_tokens_per_s=load.prefill_tokens_per_s,
+            decode_step_s=load.decode_step_s,
+            draining=load.draining,
+            suspect=member.suspect,
+        )
+        self._view = None
+
+    # ------------------------------------------------------------------ the gateway's side
+
+    def status(self) -> FleetStatus:
+        now_s = self._clock.now_s()
+        members = tuple(
+            MemberView(x.info, x.load, age_s=now_s - x.seen_s, healthy=self._healthy(x, now_s)) for x in self._members.values()
+        )
+        alive = {(x.info.site, x.info.role) for x in members if x.healthy}
+        ready = any(role is Role.DECODE for _, role in alive)
+        return FleetStatus(
+            members=members,
+            links=tuple(self._board.views(now_s).values()),
+            ready=ready,
+            reduced=ready and (alive != self._expected or bool(self._tuning.folded)),
+            threshold_tokens=self._tuning.threshold_tokens,
+        )
+
+    def max_context_tokens(self, model: str) -> int | None:
+        """The largest context among healthy decode workers of a model, or None while there is none."""
+        now_s = self._clock.now_s()
+        contexts = [
+            x.info.max_context_tokens
+            for x in self._members.values()
+            if x.info.model == model and not x.info.role.opens_prefill and self._healthy(x, now_s)
+        ]
+        return max(contexts, default=None)
+
+    def _healthy(self, member: _Member, now_s: float) -> bool:
+        return not (member.suspect or member.load.draining) and now_s - member.seen_s <= self._member_timeout_s
+
+    def _count_workers(self, now_s: float) -> None:
+        counts = dict.fromkeys(self._counted, 0)
+        for x in self._members.values():
+            key = (x.info.site, x.info.role.value, "healthy" if self._healthy(x, now_s) else "unhealthy")
+            counts[key] = counts.get(key, 0) + 1
+        for (site, role, state), number in counts.items():
+            self._metrics.set(m.WORKERS, number, site=site, role=role, state=state)
+        self._counted = set(counts)
+
+
+def cache_spec(info: WorkerInfo) -> CacheSpec:
+    """A worker's announced cache groups as a spec, so that S_kv is computed by the same code everywhere. Each group
+    becomes one layer with one tensor of as many one-byte elements as its entry has bytes."""
+    return CacheSpec(tuple(_cache_group(group) for group in info.cache_groups), info.block_tokens)
+
+
+def _cache_group(info: CacheGroupInfo) -> CacheGroup:
+    tensor = TensorSpec(info.name, (info.entry_bytes,), DType.F8)
+    return CacheGroup(info.name, info.kind, (0,), (tensor,), info.window_tokens)
+
+
+def _unloaded_view(info: WorkerInfo, cache: CacheSpec, now_s: float) -> WorkerView:
+    return WorkerView(
+        worker_id=info.worker_id,
+        site=info.site,
+        role=info.role,
+        address=info.address,
+        model=info.model,
+        fingerprint_digest=info.fingerprint_digest,
+        max_context_tokens=info.max_context_tokens,
+        cache=cache,
+        total_blocks=info.total_blocks,
+        max_running=max(1, info.max_running),
+        seen_s=now_s,
+    )

@@ -1,0 +1,93 @@
+"""What the router has sent and not yet seen the end of, per worker.
+
+A heartbeat is always older than the last dispatches; without this, a burst would pile up on one worker between two
+heartbeats. Knows nothing of heartbeats: the fleet takes the larger of what a worker reports and what stands here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NewType
+
+from prfaas.types import WorkerId
+
+DispatchId = NewType("DispatchId", int)
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """One request on its way: where it decodes, who is meant to prefill it, and what that takes."""
+
+    decode_worker: WorkerId
+    prefill_worker: WorkerId
+    prefill_tokens: int
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outstanding:
+    """Sums over one worker's dispatches: sequences, prompt tokens not yet prefilled, blocks not yet reserved."""
+
+    sequences: int = 0
+    prefill_tokens: int = 0
+    blocks: int = 0
+
+
+NOTHING = Outstanding()
+
+
+class Ledger:
+    """Every dispatch is opened once, may be marked prefilled once, and is closed once; the sums then return to zero."""
+
+    def __init__(self) -> None:
+        self._next = DispatchId(0)
+        self._open: dict[DispatchId, tuple[Dispatch, bool]] = {}
+        self._sums: dict[WorkerId, Outstanding] = {}
+
+    def open(self, dispatch: Dispatch) -> DispatchId:
+        """Count a dispatch; the returned id is not the request's, which clients choose and may repeat."""
+        dispatch_id = self._next
+        self._next = DispatchId(dispatch_id + 1)
+        self._open[dispatch_id] = (dispatch, False)
+        self._add(dispatch.decode_worker, Outstanding(1, 0, dispatch.blocks), 1)
+        self._add(dispatch.prefill_worker, Outstanding(0, dispatch.prefill_tokens, 0), 1)
+        return dispatch_id
+
+    def prefilled(self, dispatch_id: DispatchId) -> Dispatch:
+        """The prompt's cache is in place: its tokens and blocks show in heartbeats from now on."""
+        dispatch, done = self._open[dispatch_id]
+        if not done:
+            self._open[dispatch_id] = (dispatch, True)
+            self._settle(dispatch)
+        return dispatch
+
+    def close(self, dispatch_id: DispatchId) -> Dispatch:
+        """Raises KeyError when the dispatch is not open."""
+        dispatch, done = self._open.pop(dispatch_id)
+        if not done:
+            self._settle(dispatch)
+        self._add(dispatch.decode_worker, Outstanding(1, 0, 0), -1)
+        return dispatch
+
+    def of(self, worker_id: WorkerId) -> Outstanding:
+        return self._sums.get(worker_id, NOTHING)
+
+    @property
+    def num_open(self) -> int:
+        return len(self._open)
+
+    def _settle(self, dispatch: Dispatch) -> None:
+        self._add(dispatch.decode_worker, Outstanding(0, 0, dispatch.blocks), -1)
+        self._add(dispatch.prefill_worker, Outstanding(0, dispatch.prefill_tokens, 0), -1)
+
+    def _add(self, worker_id: WorkerId, part: Outstanding, sign: int) -> None:
+        now = self._sums.get(worker_id, NOTHING)
+        total = Outstanding(
+            now.sequences + sign * part.sequences,
+            now.prefill_tokens + sign * part.prefill_tokens,
+            now.blocks + sign * part.blocks,
+        )
+        if total == NOTHING:
+            self._sums.pop(worker_id, None)
+        else:
+            self._sums[worker_id] = total

@@ -1,0 +1,64 @@
+"""The state of every path between sites, put together from what single receivers report.
+
+Each decode worker sees its own transfers only; the path is shared by all of them. Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from prfaas.types import LinkView, WorkerId
+from router.policy.view import Link
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    view: LinkView
+    at_s: float
+
+
+class LinkBoard:
+    """The newest report of each (path, receiver); reports older than `expiry_s` no longer count."""
+
+    def __init__(self, expiry_s: float) -> None:
+        self._expiry_s = expiry_s
+        self._reports: dict[Link, dict[WorkerId, _Report]] = {}
+
+    def report(self, receiver: WorkerId, views: Iterable[LinkView], now_s: float) -> None:
+        for view in views:
+            self._reports.setdefault(Link(view.src, view.dst), {})[receiver] = _Report(view, now_s)
+
+    def forget(self, receiver: WorkerId) -> None:
+        for reports in self._reports.values():
+            reports.pop(receiver, None)
+
+    def views(self, now_s: float) -> dict[Link, LinkView]:
+        """One view for each path with a fresh report: goodput, backlog and transfers are sums over the receivers,
+        capacity the largest claim, round trip the smallest, loss the mean weighted by active transfers."""
+        merged: dict[Link, LinkView] = {}
+        for link, reports in self._reports.items():
+            fresh = [
+                replace(r.view, age_s=r.view.age_s + now_s - r.at_s)
+                for r in reports.values()
+                if now_s - r.at_s <= self._expiry_s
+            ]
+            if fresh:
+                merged[link] = _merge(link, fresh)
+        return merged
+
+
+def _merge(link: Link, views: list[LinkView]) -> LinkView:
+    weights = [max(1, v.active_transfers) for v in views]
+    return LinkView(
+        src=link.src,
+        dst=link.dst,
+        capacity_bytes_per_s=max(v.capacity_bytes_per_s for v in views),
+        goodput_bytes_per_s=sum(v.goodput_bytes_per_s for v in views),
+        queued_bytes=sum(v.queued_bytes for v in views),
+        rtt_s=min((v.rtt_s for v in views if v.rtt_s > 0), default=0.0),
+        loss_ratio=sum(v.loss_ratio * w for v, w in zip(views, weights, strict=True)) / sum(weights),
+        retransmitted_bytes=sum(v.retransmitted_bytes for v in views),
+        active_transfers=sum(v.active_transfers for v in views),
+        age_s=min(v.age_s for v in views),
+    )

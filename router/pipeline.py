@@ -1,0 +1,203 @@
+"""Carries one request from its tokens to its last token: decide, call the decode worker, pass its events on.
+
+Implements the gateway's port. Every request ends once (finished, rejected, failed or cancelled) and a counter moves;
+nothing of it stays behind, here or on a worker. Holds no policy: what to do is the policy's, whom there is the fleet's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from prfaas import metrics as m
+from prfaas.clock import Clock
+from prfaas.errors import (
+    CapacityError,
+    DeadlineExceeded,
+    NoWorkerAvailable,
+    PrfaasError,
+    PromptTooLong,
+    RequestError,
+    Retry,
+    UnknownModel,
+    WorkerUnreachable,
+)
+from prfaas.log import logger
+from prfaas.metrics import MetricSet
+from prfaas.types import GenerationRequest, WorkerId
+from router.api import Decided, NewTokens, PipelineEvent, Prefilled
+from router.clients import DecodeClients
+from router.fleet import Fleet
+from router.ledger import DispatchId
+from router.policy.options import Policy, Verdict
+from router.policy.prefix_index import PromptNames, name_prompt
+
+_log = logger(__name__)
+
+MAX_DECODE_ATTEMPTS = 3
+# Prompts longer than this are hashed on a thread: about a millisecond of work, which other streams would notice.
+INLINE_HASH_TOKENS = 16_384
+
+
+@dataclass(slots=True)
+class _Trip:
+    """What one request has been through so far."""
+
+    request: GenerationRequest
+    names: PromptNames
+    deadline_at_s: float | None
+    failed: dict[WorkerId, str] = field(default_factory=dict)  # decode workers that failed it, with the error code
+    announced: bool = False  # Decided has been passed on
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """One attempt: its decision, what deciding took, and its place in the fleet's books."""
+
+    verdict: Verdict
+    decide_s: float
+    dispatch_id: DispatchId
+
+
+class RoutedPipeline:
+    """Implements `Pipeline` over a fleet, a policy and the decode workers' clients."""
+
+    def __init__(
+        self, *, fleet: Fleet, policy: Policy, clients: DecodeClients, model: str, metrics: MetricSet, clock: Clock
+    ) -> None:
+        self._fleet = fleet
+        self._policy = policy
+        self._clients = clients
+        self._model = model
+        self._metrics = metrics
+        self._clock = clock
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[PipelineEvent, None]:
+        """See `Pipeline.generate`."""
+        outcome, reason = "cancelled", "closed_by_caller"
+        try:
+            async with aclosing(self._run(request)) as events:
+                async for event in events:
+                    yield event
+            outcome, reason = "finished", "finished"
+        except PrfaasError as error:
+            outcome = "rejected" if isinstance(error, RequestError | CapacityError) else "failed"
+            reason = error.code
+            raise
+        except Exception:
+            outcome, reason = "failed", "internal_error"
+            raise
+        finally:
+            self._metrics.inc(m.ROUTED, outcome=outcome, reason=reason)
+
+    async def _run(self, request: GenerationRequest) -> AsyncGenerator[PipelineEvent, None]:
+        self._check(request)
+        deadline_at_s = None if request.deadline_s is None else self._clock.now_s() + request.deadline_s
+        trip = _Trip(request, await self._names(request), deadline_at_s)
+        last: PrfaasError | None = None
+        while True:
+            retry = True
+            try:
+                async with aclosing(self._attempt(trip)) as events:
+                    async for event in events:
+                        retry = retry and not isinstance(event, NewTokens)
+                        yield event
+                return
+            except NoWorkerAvailable:
+                if last is not None:
+                    raise last from None  # nobody is left to try: why the last one failed says more
+                raise
+            except PrfaasError as error:
+                if not retry or not self._may_retry(trip, error):
+                    raise
+                last = error
+                self._metrics.inc(m.FALLBACKS, reason=error.code)
+
+    def _check(self, request: GenerationRequest) -> None:
+        """Refuse what no worker could ever do, before any worker is bothered."""
+        if request.model != self._model:
+            raise UnknownModel(f"the model {request.model!r} is not served here; this router serves {self._model!r}")
+        context = self._fleet.max_context_tokens(request.model)
+        prompt = len(request.tokens)
+        if context is not None and prompt >= context:
+            raise PromptTooLong(
+                f"the prompt has {prompt} tokens and the context is {context}: shorten it by {prompt + 1 - context} tokens",
+                prompt_tokens=prompt,
+                max_context_tokens=context,
+                excess_tokens=prompt + 1 - context,
+            )
+
+    async def _names(self, request: GenerationRequest) -> PromptNames:
+        sizes = self._fleet.block_sizes()
+        if len(request.tokens) * len(sizes) <= INLINE_HASH_TOKENS:
+            return name_prompt(request, sizes)
+        return await asyncio.to_thread(name_prompt, request, sizes)
+
+    def _may_retry(self, trip: _Trip, error: PrfaasError) -> bool:
+        """Another decode worker may do better, and this request has attempts left."""
+        return error.retry is Retry.ELSEWHERE and bool(trip.failed) and len(trip.failed) < MAX_DECODE_ATTEMPTS
+
+    async def _attempt(self, trip: _Trip) -> AsyncGenerator[PipelineEvent, None]:
+        """Decide and run on one decode worker. A Prefilled is held back until the first token is there, so that an
+        attempt that fails before it leaves no trace in the stream."""
+        request = self._with_time_left(trip)
+        start = self._decide(trip, request)
+        decision, worker_id = start.verdict.decision, start.verdict.decision.decode_worker
+        held: Prefilled | None = None
+        try:
+            if not trip.announced:
+                trip.announced = True
+                yield Decided(decision, start.decide_s)
+            async with aclosing(self._clients.generate(request, decision)) as events:
+                async for event in events:
+                    if isinstance(event, Prefilled):
+                        held = self._prefilled(trip, start, event)
+                        continue
+                    if held is not None:
+                        yield held
+                        held = None
+                    yield event
+        except PrfaasError as error:
+            trip.failed[worker_id] = error.code
+            if isinstance(error, WorkerUnreachable):
+                self._fleet.suspect(worker_id)
+            _log.warning("request %s failed on decode worker %s: %s", request.request_id, worker_id, error)
+            raise
+        finally:
+            self._fleet.ended(start.dispatch_id)
+
+    def _decide(self, trip: _Trip, request: GenerationRequest) -> _Start:
+        started_s = self._clock.now_s()
+        view = self._fleet.request_view(request, trip.names)
+        if trip.failed:
+            view = replace(view, exclude=frozenset(trip.failed))
+        verdict = self._policy.decide(view, self._fleet.view(), started_s)
+        dispatch_id = self._fleet.dispatched(verdict, view)
+        decide_s = self._clock.now_s() - started_s
+        decision = verdict.decision
+        self._metrics.inc(m.ROUTE_DECISIONS, route=decision.route.value, reason=verdict.rule.value)
+        self._metrics.observe(m.UNCACHED_TOKENS, decision.uncached_tokens)
+        self._metrics.observe(m.ROUTER_OVERHEAD, decide_s, step="decide")
+        return _Start(verdict, decide_s, dispatch_id)
+
+    def _prefilled(self, trip: _Trip, start: _Start, event: Prefilled) -> Prefilled:
+        """Account for a landed prompt; decode workers that failed before this one join its failed rungs."""
+        report = event.report
+        self._fleet.prefilled(start.dispatch_id)
+        self._metrics.inc(m.ROUTE_TAKEN, route=report.route.value)
+        self._metrics.inc(m.KV_BYTES, report.kv_bytes, route=report.route.value)
+        for attempt in report.attempts:
+            self._metrics.inc(m.FALLBACKS, reason=attempt.rpartition(":")[2])
+        before = tuple(f"{worker_id}:{code}" for worker_id, code in trip.failed.items())
+        return Prefilled(replace(report, attempts=before + report.attempts))
+
+    def _with_time_left(self, trip: _Trip) -> GenerationRequest:
+        """The request with what is left of its deadline. Raises DeadlineExceeded when nothing is."""
+        if trip.deadline_at_s is None:
+            return trip.request
+        left_s = trip.deadline_at_s - self._clock.now_s()
+        if left_s <= 0:
+            raise DeadlineExceeded("the request's deadline passed before a decode worker finished it")
+        return replace(trip.request, deadline_s=left_s)

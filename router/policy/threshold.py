@@ -1,0 +1,130 @@
+"""The paper's routing rule: a prompt goes to another site iff more than t of its tokens are uncached.
+
+Source: "Prefill-as-a-Service" (arXiv:2604.15039), section 4, both bandwidth branches. On a scarce link each site's
+cache is judged alone: l = l_total - l_pd. On a link with room the longest prefix anywhere counts: l = l_total -
+max(l_prfaas, l_pd); if that is short and lies in the other site, its cache is copied across, which here means that
+the other site "prefills" it: it ships the cached prefix and computes the rest.
+
+Beyond the paper: very short suffixes are appended on the decode worker itself, as is a suffix whose prefix only that
+worker holds; and each branch names what happens where one kind of worker does not exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prfaas.config import PolicySettings
+from prfaas.types import Decision, PrefillCandidate, Route
+from router.policy.options import Options, Prefiller, Rule, Verdict, ladder, survey
+from router.policy.view import FleetView, RequestView
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A route with its grounds. `candidates` overrides the order of that route's workers."""
+
+    route: Route
+    rule: Rule
+    reason: str
+    uncached_tokens: int
+    first: tuple[Prefiller, ...] | None = None
+
+
+class ThresholdPolicy:
+    """Implements `Policy` with the paper's rule. The threshold itself comes with each view."""
+
+    def __init__(self, settings: PolicySettings) -> None:
+        self._settings = settings
+
+    def decide(self, request: RequestView, view: FleetView, now_s: float) -> Verdict:
+        """Raises NoWorkerAvailable when no decode worker can take the request."""
+        options = survey(request, view, now_s)
+        threshold = view.tuning.threshold_tokens
+        forced = self._settings.force_route
+        if forced is not None:
+            pick = force(Route(forced), options)
+        else:
+            pick = judge(options, request, threshold, self._settings.inline_tokens)
+        return conclude(pick, options, threshold, self._settings.max_candidates)
+
+
+def judge(options: Options, request: RequestView, threshold: int, inline_tokens: int) -> Pick:
+    """Apply the rule. Exactly one route comes out, and only one that `options` can serve."""
+    inline = options.inline_missing_tokens
+    if inline <= inline_tokens:
+        return Pick(Route.INLINE, Rule.CACHED, f"{inline} uncached tokens <= inline limit {inline_tokens}", inline)
+    alone = min(inline, options.local_missing_tokens)
+    holder = min((p for p in options.remote if p.copy_allowed), key=lambda p: p.missing_tokens, default=None)
+    judged = alone if holder is None else min(alone, holder.missing_tokens)
+    if judged > threshold:
+        return _long(options, judged, threshold)
+    if alone > threshold and holder is not None:
+        held = request.num_tokens - holder.missing_tokens
+        reason = f"{held} tokens cached in {holder.worker.site}, {judged} left <= threshold {threshold}; {alone} without"
+        first = (holder, *(p for p in options.remote if p is not holder))
+        return Pick(Route.REMOTE, Rule.CACHE_COPY, reason, judged, first)
+    return _short(options, alone, threshold)
+
+
+def _long(options: Options, judged: int, threshold: int) -> Pick:
+    reason = f"{judged} uncached tokens > threshold {threshold}"
+    if options.remote:
+        return Pick(Route.REMOTE, Rule.LONG, reason, judged)
+    route = Route.LOCAL if options.local else Route.INLINE
+    return Pick(route, Rule.NO_REMOTE, f"{reason}, but no remote prefill worker is available", judged)
+
+
+def _short(options: Options, alone: int, threshold: int) -> Pick:
+    inline, decode = options.inline_missing_tokens, options.decode
+    reason = f"{alone} uncached tokens <= threshold {threshold}"
+    if options.local:
+        nearest = options.local_missing_tokens
+        if inline <= threshold < nearest:
+            text = f"{inline} uncached tokens on the decode worker, {nearest} on the nearest prefill worker"
+            return Pick(Route.INLINE, Rule.APPEND, text, inline)
+        return Pick(Route.LOCAL, Rule.SHORT, reason, alone)
+    if options.remote and decode.running > 0:
+        text = f"no prefill worker in {decode.site}, and an inline prefill would stall {decode.running} sequences"
+        return Pick(Route.REMOTE, Rule.NO_LOCAL, text, alone)
+    return Pick(Route.INLINE, Rule.NO_LOCAL, f"{reason}, and no prefill worker in {decode.site}", inline)
+
+
+def force(route: Route, options: Options) -> Pick:
+    """The operator's route, or the nearest one that exists."""
+    inline = options.inline_missing_tokens
+    local, remote = (Route.LOCAL, options.local), (Route.REMOTE, options.remote)
+    if route is Route.INLINE:
+        return Pick(Route.INLINE, Rule.FORCED, "route inline is forced", inline)
+    for choice, workers in (local, remote) if route is Route.LOCAL else (remote, local):
+        if workers:
+            missing = min(p.missing_tokens for p in workers)
+            if choice is route:
+                return Pick(choice, Rule.FORCED, f"route {route} is forced", missing)
+            text = f"route {route} is forced, but it has no prefill worker available"
+            return Pick(choice, Rule.FORCED_UNAVAILABLE, text, missing)
+    return Pick(Route.INLINE, Rule.FORCED_UNAVAILABLE, f"route {route} is forced, but no prefill worker is available", inline)
+
+
+def conclude(
+    pick: Pick,
+    options: Options,
+    threshold: int,
+    max_candidates: int,
+    predicted: tuple[tuple[Route, float], ...] = (),
+) -> Verdict:
+    """Turn a pick into a decision with its failure ladder."""
+    candidates: tuple[PrefillCandidate, ...] = ()
+    if pick.route is not Route.INLINE:
+        own, other = (options.local, options.remote) if pick.route is Route.LOCAL else (options.remote, options.local)
+        candidates = ladder(pick.first or own, pick.route, other, max_candidates)
+    decision = Decision(
+        decode_worker=options.decode.worker_id,
+        decode_address=options.decode.address,
+        route=pick.route,
+        candidates=candidates,
+        reasons=(pick.reason,),
+        uncached_tokens=pick.uncached_tokens,
+        threshold_tokens=threshold,
+        predicted_ttft_s=predicted,
+    )
+    return Verdict(decision, pick.rule)

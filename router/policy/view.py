@@ -1,0 +1,77 @@
+"""What a routing decision looks at: one request, and the fleet as it stood at one moment. Frozen values, no behaviour
+beyond look-ups; they know nothing of heartbeats, indexes or sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from prfaas.modelspec import CacheSpec
+from prfaas.types import LinkView, Role, SiteId, WorkerId
+
+
+class Link(NamedTuple):
+    """A directed path between two sites."""
+
+    src: SiteId
+    dst: SiteId
+
+
+@dataclass(frozen=True, slots=True)
+class RequestView:
+    """One request, as far as routing cares. `cached_tokens` holds the usable block-aligned prefix of each worker that
+    has one; workers without are absent."""
+
+    model: str
+    num_tokens: int
+    max_tokens: int
+    cached_tokens: Mapping[WorkerId, int] = field(default_factory=dict)
+    exclude: frozenset[WorkerId] = frozenset()  # workers that already failed this request
+    time_left_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """A worker at `seen_s`, the time of its last sign of life, with the router's own unreported dispatches added."""
+
+    worker_id: WorkerId
+    site: SiteId
+    role: Role
+    address: str
+    model: str
+    fingerprint_digest: str
+    max_context_tokens: int
+    cache: CacheSpec
+    total_blocks: int
+    max_running: int
+    seen_s: float
+    running: int = 0  # sequences running or waiting
+    waiting: int = 0  # of those, waiting
+    free_blocks: int = 0  # free or reclaimable, less what is promised to requests on their way
+    queued_tokens: int = 0  # prompt tokens to compute before a new prompt's first
+    prefill_tokens_per_s: float = 0.0  # 0: unknown
+    decode_step_s: float = 0.0  # 0: unknown
+    draining: bool = False
+    suspect: bool = False  # a call failed since the last heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What the short loop has set: the threshold in uncached tokens, links with no bandwidth to spare, and links that
+    are folded (nothing is sent over them until they are opened again)."""
+
+    threshold_tokens: int
+    scarce: frozenset[Link] = frozenset()
+    folded: frozenset[Link] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """All registered workers and the state of the links between sites."""
+
+    decode: tuple[WorkerView, ...]
+    prefill: tuple[WorkerView, ...]  # workers whose prefill door is open, of all sites
+    links: Mapping[Link, LinkView]
+    tuning: Tuning
+    member_timeout_s: float
