@@ -1,0 +1,90 @@
+"""Reading a DeepSeek-style mixture of experts, shared by the families that use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from prfaas.errors import ModelLoadError
+from prfaas.model.config_reader import ConfigReader
+from prfaas.model.layers.mlp import read_mlp
+from prfaas.model.layers.moe import DenseExperts, MixtureOfExperts, SigmoidRouter
+from prfaas.model.weights import WeightReader
+
+
+@dataclass(frozen=True, slots=True)
+class MoeConfig:
+    """Experts of one layer, in either of the two spellings (Kimi's first, DeepSeek's second)."""
+
+    num_experts: int
+    top_k: int
+    inner: int
+    num_shared: int
+    num_groups: int
+    top_groups: int
+    normalise: bool
+    scaling: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertNames:
+    """Last parts of the weight names of one expert's gate, up and down products."""
+
+    gate: str
+    up: str
+    down: str
+
+
+def parse_moe(config: ConfigReader) -> MoeConfig:
+    """Raises ModelLoadError for a missing key, a router that is not a sigmoid one, or groups that do not fit."""
+    config.require_equal("moe_router_activation_func", ["sigmoid"], "sigmoid")
+    config.require_equal("scoring_func", ["sigmoid"], "sigmoid")
+    config.require_equal("topk_method", ["noaux_tc"], "noaux_tc")
+    moe = MoeConfig(
+        num_experts=config.integer("num_experts", "n_routed_experts"),
+        top_k=config.integer("num_experts_per_token", "num_experts_per_tok"),
+        inner=config.integer("moe_intermediate_size"),
+        num_shared=config.integer("num_shared_experts", "n_shared_experts", default=0),
+        num_groups=config.integer("num_expert_group", "n_group", default=1),
+        top_groups=config.integer("topk_group", default=1),
+        normalise=config.boolean("moe_renormalize", "norm_topk_prob", default=True),
+        scaling=config.number("routed_scaling_factor", default=1.0),
+    )
+    if moe.num_experts % moe.num_groups or moe.top_groups > moe.num_groups:
+        raise ModelLoadError(f"{moe.num_experts} experts in {moe.num_groups} groups, {moe.top_groups} chosen: does not fit")
+    return moe
+
+
+def read_router(weights: WeightReader, prefix: str, moe: MoeConfig, hidden: int) -> SigmoidRouter:
+    """Read PREFIX.gate.{weight,e_score_correction_bias} in float32."""
+    return SigmoidRouter(
+        weight=weights.take(f"{prefix}.gate.weight", (moe.num_experts, hidden), torch.float32),
+        bias=weights.take(f"{prefix}.gate.e_score_correction_bias", (moe.num_experts,), torch.float32),
+        top_k=moe.top_k,
+        num_groups=moe.num_groups,
+        top_groups=moe.top_groups,
+        normalise=moe.normalise,
+        scaling=moe.scaling,
+    )
+
+
+def read_experts(weights: WeightReader, prefix: str, moe: MoeConfig, hidden: int, names: ExpertNames) -> DenseExperts:
+    """Read PREFIX.experts.E.NAME.weight into two stacked tensors, one expert at a time."""
+    inner = moe.inner
+    gate_up = torch.empty(moe.num_experts, 2 * inner, hidden, dtype=weights.dtype, device=weights.device)
+    down = torch.empty(moe.num_experts, hidden, inner, dtype=weights.dtype, device=weights.device)
+    for expert in range(moe.num_experts):
+        base = f"{prefix}.experts.{expert}"
+        gate_up[expert, :inner].copy_(weights.take(f"{base}.{names.gate}.weight", (inner, hidden)))
+        gate_up[expert, inner:].copy_(weights.take(f"{base}.{names.up}.weight", (inner, hidden)))
+        down[expert].copy_(weights.take(f"{base}.{names.down}.weight", (hidden, inner)))
+    return DenseExperts(gate_up, down)
+
+
+def read_moe(weights: WeightReader, prefix: str, moe: MoeConfig, hidden: int, names: ExpertNames) -> MixtureOfExperts:
+    """Router, routed experts, and the shared expert as one block as wide as all shared experts together."""
+    shared = read_mlp(weights, f"{prefix}.shared_experts", hidden, moe.inner * moe.num_shared) if moe.num_shared else None
+    return MixtureOfExperts(
+        read_router(weights, prefix, moe, hidden), read_experts(weights, prefix, moe, hidden, names), shared
+    )

@@ -1,0 +1,55 @@
+"""What a family of architectures declares to the registry. One file per family in `prfaas.model.families`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from prfaas.model.api import CausalLM
+from prfaas.model.weights import WeightReader
+from prfaas.modelspec import CacheGroup, DType, ModelSpec
+
+RawConfig = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What a configuration says before any weight is read."""
+
+    vocab_size: int
+    num_layers: int
+    max_context_tokens: int
+    groups: tuple[CacheGroup, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GgufDialect:
+    """How a GGUF architecture maps to Hugging Face terms.
+
+    config: metadata -> configuration. tensor_names: GGUF name (without the block prefix) -> Hugging Face name (without
+    the layer prefix), `blk.N.` becoming `model.layers.N.`. restore(name, tensor, config): undo what the converter did
+    to a tensor's values.
+    """
+
+    architecture: str
+    config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    tensor_names: Mapping[str, str]
+    restore: Callable[[str, torch.Tensor, RawConfig], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """outline(config, dtype) describes, build(config, spec, weights) reads the weights and returns the network.
+
+    ignorable(name): tensors that a checkpoint may hold and this network does not use.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    outline: Callable[[RawConfig, DType], Outline]
+    build: Callable[[RawConfig, ModelSpec, WeightReader], CausalLM]
+    ignorable: Callable[[str], bool]
+    gguf: tuple[GgufDialect, ...] = ()

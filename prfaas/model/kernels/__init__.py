@@ -1,0 +1,1 @@
+"""Arithmetic on plain tensors: no weights, no configuration, no notion of a layer."""

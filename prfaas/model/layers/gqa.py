@@ -1,0 +1,104 @@
+"""Grouped-query attention over a paged cache: full or sliding, with optional query/key norms, biases and output gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from prfaas.model.api import LayerCache
+from prfaas.model.kernels.attention import attend_decode, attend_prefill
+from prfaas.model.layers.linear import Linear
+from prfaas.model.layers.norm import RmsNorm
+from prfaas.model.step import PagedAccess, StepContext
+
+
+@dataclass(frozen=True, slots=True)
+class HeadShape:
+    """Query heads, key/value heads and channels of one head."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedQueryAttention:
+    """Cache tensors "k" and "v" [Hkv, d] of cache group `group`; keys are cached after norm and rotation.
+
+    qkv: rows q (with a gate of the same width after each head's query when `gated`), then k, then v.
+    """
+
+    group: str
+    rope: str
+    heads: HeadShape
+    scale: float
+    window_tokens: int | None
+    qkv: Linear
+    out: Linear
+    q_norm: RmsNorm | None = None
+    k_norm: RmsNorm | None = None
+    gated: bool = False
+
+    def __call__(self, x: torch.Tensor, step: StepContext, cache: LayerCache) -> torch.Tensor:
+        """x: [T, hidden] to [T, hidden]."""
+        query, key, value, gate = self._project(x, step)
+        access = step.paged[self.group]
+        access.write(cache["k"], key)
+        access.write(cache["v"], value)
+        mixed = self._attend(query, key, value, access, cache, step).flatten(1)
+        return self.out(mixed if gate is None else mixed * gate.sigmoid())
+
+    def _project(
+        self, x: torch.Tensor, step: StepContext
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        shape, gate = self.heads, None
+        query_width = shape.num_heads * shape.head_dim * (2 if self.gated else 1)
+        kv_width = shape.num_kv_heads * shape.head_dim
+        rotation = step.rotations[self.rope]
+        fused = self.qkv(x)
+        if self.q_norm is None and self.k_norm is None and not self.gated:
+            rotated = rotation(torch.unflatten(fused[:, : query_width + kv_width], 1, (-1, shape.head_dim)))
+            value = torch.unflatten(fused[:, query_width + kv_width :], 1, (-1, shape.head_dim))
+            return rotated[:, : shape.num_heads], rotated[:, shape.num_heads :], value, None
+        wide, key, value = (
+            torch.unflatten(part, 1, (heads, -1))
+            for part, heads in zip(
+                fused.split_with_sizes((query_width, kv_width, kv_width), dim=1),
+                (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads),
+                strict=True,
+            )
+        )
+        query = wide[..., : shape.head_dim]
+        if self.gated:
+            gate = wide[..., shape.head_dim :].flatten(1)
+        if self.q_norm is not None:
+            query = self.q_norm(query)
+        if self.k_norm is not None:
+            key = self.k_norm(key)
+        return rotation(query), rotation(key), value, gate
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        access: PagedAccess,
+        cache: LayerCache,
+        step: StepContext,
+    ) -> torch.Tensor:
+        if step.all_decode and len(access.decodes) == 1:
+            batch = access.decodes[0]
+            return attend_decode(query, batch.read(cache["k"]), batch.read(cache["v"]), batch.bias, self.scale)
+        mixed = query.new_empty(query.shape)
+        for batch in access.decodes:
+            mixed[batch.rows] = attend_decode(
+                query[batch.rows], batch.read(cache["k"]), batch.read(cache["v"]), batch.bias, self.scale
+            )
+        for span in access.prefills:
+            rows = slice(span.start, span.stop)
+            past_key, past_value = span.read_past(cache["k"]), span.read_past(cache["v"])
+            mixed[rows] = attend_prefill(
+                query[rows], key[rows], value[rows], past_key, past_value, self.scale, self.window_tokens
+            )
+        return mixed

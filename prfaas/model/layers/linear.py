@@ -1,0 +1,33 @@
+"""Matrix products with stored weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from prfaas.model.weights import WeightReader
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """y = x W^T + b. weight: [out, in]; x: [..., in]."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+def read_linear(
+    weights: WeightReader, names: Sequence[str], num_rows: Sequence[int], num_columns: int, *, bias: bool = False
+) -> Linear:
+    """Read `NAME.weight` (and `NAME.bias`) for each name and stack them: outputs appear side by side in order."""
+    weight = weights.take_rows([f"{name}.weight" for name in names], num_rows, num_columns)
+    if not bias:
+        return Linear(weight)
+    parts = [weights.take(f"{name}.bias", (rows,)) for name, rows in zip(names, num_rows, strict=True)]
+    return Linear(weight, torch.cat(parts))

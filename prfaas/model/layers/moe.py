@@ -1,0 +1,104 @@
+"""Mixture of experts: scoring, choosing, and running the chosen experts on their tokens.
+
+Tokens are sorted by expert and every expert that was hit runs once; weights are never gathered per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Experts of each token: ids int64 [T, k] and weights float32 [T, k]."""
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+
+
+class Router(Protocol):
+    """Chooses experts for tokens [T, hidden]."""
+
+    def __call__(self, x: torch.Tensor) -> Choice: ...
+
+
+class Experts(Protocol):
+    """Weights of all routed experts of a layer."""
+
+    def run(self, expert: int, x: torch.Tensor) -> torch.Tensor:
+        """Expert number `expert` on tokens [n, hidden]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SigmoidRouter:
+    """DeepSeek-V3's router (arXiv:2412.19437, section 2.1.2): experts are chosen by sigmoid score plus a bias within
+    the best groups; the bias does not enter the weights.
+
+    weight: [E, hidden] float32; bias: [E] float32.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    top_k: int
+    num_groups: int
+    top_groups: int
+    normalise: bool
+    scaling: float
+
+    def __call__(self, x: torch.Tensor) -> Choice:
+        scores = F.linear(x.float(), self.weight).sigmoid()
+        biased = scores + self.bias
+        if self.top_groups < self.num_groups:
+            grouped = torch.unflatten(biased, -1, (self.num_groups, -1))
+            group_scores = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(dim=-1)
+            kept = group_scores.topk(self.top_groups, dim=-1, sorted=False).indices
+            closed = torch.ones_like(group_scores, dtype=torch.bool).scatter_(-1, kept, False)
+            biased = grouped.masked_fill(closed.unsqueeze(-1), -torch.inf).flatten(-2)
+        ids = biased.topk(self.top_k, dim=-1, sorted=False).indices
+        weights = scores.gather(-1, ids)
+        if self.normalise:
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+        return Choice(ids, weights * self.scaling)
+
+
+@dataclass(frozen=True, slots=True)
+class DenseExperts:
+    """gate_up: [E, 2 * inner, hidden], gate rows first; down: [E, hidden, inner]. SiLU gate."""
+
+    gate_up: torch.Tensor
+    down: torch.Tensor
+
+    def run(self, expert: int, x: torch.Tensor) -> torch.Tensor:
+        gate, up = F.linear(x, self.gate_up[expert]).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, self.down[expert])
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureOfExperts:
+    """y = sum of weighted experts + shared(x)."""
+
+    router: Router
+    experts: Experts
+    shared: Callable[[torch.Tensor], torch.Tensor] | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [T, hidden] to [T, hidden]."""
+        choice = self.router(x)
+        top_k = choice.ids.shape[1]
+        order = choice.ids.flatten().argsort(stable=True)
+        rows = order // top_k
+        weights = choice.weights.flatten()[order].unsqueeze(-1).to(x.dtype)
+        mixed = torch.zeros_like(x)
+        start = 0
+        for expert, count in enumerate(torch.bincount(choice.ids.flatten()).tolist()):
+            if count:
+                mine = rows[start : start + count]
+                mixed.index_add_(0, mine, self.experts.run(expert, x[mine]) * weights[start : start + count])
+                start += count
+        return mixed if self.shared is None else mixed + self.shared(x)
