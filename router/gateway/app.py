@@ -1,0 +1,91 @@
+"""Assembles the HTTP application from its ports. The only place that knows every endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from prfaas.clock import Clock
+from prfaas.config import RouterSettings
+from prfaas.errors import PrfaasError
+from prfaas.metrics import MetricSet
+from prfaas.text import TextModel
+from router.api import FleetReader, Pipeline
+from router.gateway.core import GatewayCore
+from router.gateway.encoder import Encoder
+from router.gateway.entrance import Entrance
+from router.gateway.errors import error_body_for
+from router.gateway.gate import Gate
+from router.gateway.openai_chat import chat_routes
+from router.gateway.openai_completions import completion_routes
+from router.gateway.problem import Problem, problem_of, problem_of_validation
+from router.gateway.status import status_routes
+from router.gateway.visit import visit_of
+
+
+def create_app(
+    *,
+    pipeline: Pipeline,
+    fleet: FleetReader,
+    text: TextModel,
+    settings: RouterSettings,
+    metrics: MetricSet,
+    clock: Clock,
+    gate: Gate | None = None,
+) -> FastAPI:
+    """The whole HTTP surface over these ports.
+
+    Pass a `gate` to drain: `gate.drain()` refuses new requests with 503 while those inside go on, and makes `/health`
+    answer 503, so that a load balancer turns away before the process does.
+    """
+    door = gate if gate is not None else Gate(settings.limits.max_in_flight, metrics)
+    encoder = Encoder()
+    core = GatewayCore(pipeline, fleet, text, settings, metrics, clock, encoder, door)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        encoder.close()
+
+    app = FastAPI(title="prfaas", summary="OpenAI-compatible inference over disaggregated prefill", lifespan=lifespan)
+    app.add_middleware(Entrance, gate=door, metrics=metrics, clock=clock, max_body_bytes=settings.limits.max_body_bytes)
+    _add_error_handlers(app)
+    app.include_router(chat_routes(core))
+    app.include_router(completion_routes(core))
+    app.include_router(status_routes(core))
+    return app
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Every error leaves in the dialect of its path."""
+
+    def respond(request: Request, problem: Problem) -> Response:
+        visit = visit_of(request)
+        body = error_body_for(request.url.path)(problem, visit.request_id)
+        return JSONResponse(body, status_code=problem.status, headers=problem.headers)
+
+    @app.exception_handler(PrfaasError)
+    async def ours(request: Request, error: PrfaasError) -> Response:
+        visit_of(request).fail(error)
+        return respond(request, problem_of(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        problem = problem_of_validation(error.errors(), error.body)
+        visit_of(request).end(problem.status, problem.code)
+        return respond(request, problem)
+
+    @app.exception_handler(HTTPException)
+    async def framework(request: Request, error: HTTPException) -> Response:
+        where = f"{request.method} {request.url.path}"
+        code, message = {
+            404: ("unknown_url", f"there is nothing at {where}"),
+            405: ("method_not_allowed", f"{where} is not allowed"),
+        }.get(error.status_code, ("http_error", str(error.detail)))
+        visit_of(request).end(error.status_code, code)
+        return respond(request, Problem(error.status_code, code, message))

@@ -1,0 +1,41 @@
+"""Pieces of OpenAI responses that several endpoints share: usage, finish reasons, errors inside a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prfaas.errors import PrfaasError
+from prfaas.types import FinishReason, Usage
+from router.gateway.errors import openai_error
+from router.gateway.problem import problem_of
+from router.gateway.sample import Ending
+from router.gateway.sse import data
+from router.gateway.visit import Visit
+
+
+def usage_object(usages: Sequence[Usage]) -> dict[str, Any]:
+    """The sum of the usages of one response's generations."""
+    prompt = sum(usage.prompt_tokens for usage in usages)
+    completion = sum(usage.completion_tokens for usage in usages)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in usages)},
+    }
+
+
+def finish_reason(ending: Ending) -> str:
+    """`length` when max_tokens or the context ran out, else `stop`."""
+    return "length" if ending.reason is FinishReason.LENGTH else "stop"
+
+
+def late_error(visit: Visit) -> Callable[[PrfaasError], bytes]:
+    """Spells an error that comes after the response started; OpenAI's SDKs raise it from the stream."""
+
+    def spell(error: PrfaasError) -> bytes:
+        visit.fail(error)
+        return data(openai_error(problem_of(error), visit.request_id))
+
+    return spell

@@ -1,0 +1,56 @@
+"""One HTTP request's own facts, from its arrival to its end: who, when, and how it ended."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from uuid import uuid4
+
+from starlette.requests import Request
+from starlette.types import Scope
+
+from prfaas.errors import PrfaasError, RequestCancelled
+
+STATE_KEY = "prfaas_visit"
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_TRACE_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+
+@dataclass(slots=True)
+class Visit:
+    """Mutable on purpose: the request's end is written here by whoever sees it, and counted once at the door."""
+
+    request_id: str  # the caller's, or ours
+    trace_parent: str  # W3C trace context, empty if none or malformed
+    arrived_s: float
+    outcome: str = "finished"  # finished, rejected, failed, cancelled
+    reason: str = "ok"  # a finish reason or an error code
+
+    def fail(self, error: PrfaasError) -> None:
+        """Note that the request ends with this error."""
+        self.end(error.http_status, error.code, cancelled=isinstance(error, RequestCancelled))
+
+    def end(self, status: int, code: str, *, cancelled: bool = False) -> None:
+        """Note how the request ends, by HTTP status and code."""
+        self.outcome = "cancelled" if cancelled else "failed" if status >= 500 and status != 503 else "rejected"
+        self.reason = code
+
+
+def visit_from_headers(headers: dict[bytes, bytes], arrived_s: float) -> Visit:
+    """Honour `x-request-id` (printable ASCII, at most 128 characters) and `traceparent`; make what is missing or malformed."""
+    given = headers.get(b"x-request-id", b"").decode("latin-1")
+    trace = headers.get(b"traceparent", b"").decode("latin-1").strip()
+    request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{uuid4().hex}"
+    return Visit(request_id, trace if _TRACE_PARENT.fullmatch(trace) else "", arrived_s)
+
+
+def visit_of(request: Request) -> Visit:
+    """The visit that the entrance attached to this request."""
+    return visit_in(request.scope)
+
+
+def visit_in(scope: Scope) -> Visit:
+    """As `visit_of`, from a bare ASGI scope."""
+    visit = scope["state"][STATE_KEY]
+    assert isinstance(visit, Visit)
+    return visit
