@@ -183,5 +183,5 @@ async def serving(script: Script) -> AsyncIterator[ScriptedDecode]:
 async def eventually(condition: Callable[[], bool] | Callable[[], Awaitable[bool]], within_s: float = 5.0) -> None:
     """Wait until a condition holds; fails the test when it does not in time."""
     async with asyncio.timeout(within_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 -- conditions of other parties have no event to wait for
             await asyncio.sleep(0.005)

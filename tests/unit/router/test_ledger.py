@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prfaas.types import WorkerId
+from router.ledger import NOTHING, Dispatch, Ledger
+
+workers = st.sampled_from([WorkerId(w) for w in "abc"])
+dispatches = st.builds(Dispatch, workers, workers, st.integers(0, 1000), st.integers(0, 50))
+
+
+@given(st.lists(st.tuples(dispatches, st.booleans())), st.randoms(use_true_random=False))
+def test_sums_follow_what_is_open_and_return_to_zero(entries: list[tuple[Dispatch, bool]], order: object) -> None:
+    ledger, waiting, computed = Ledger(), [], []
+    for dispatch, prefilled in entries:
+        dispatch_id = ledger.open(dispatch)
+        if prefilled:
+            assert ledger.prefilled(dispatch_id) == dispatch
+            ledger.prefilled(dispatch_id)  # told twice, counted once
+        (computed if prefilled else waiting).append((dispatch_id, dispatch))
+    both = waiting + computed
+    for worker in "abc":
+        sums = ledger.of(WorkerId(worker))
+        assert sums.sequences == sum(d.decode_worker == worker for _, d in both)
+        assert sums.prefill_tokens == sum(d.prefill_tokens for _, d in waiting if d.prefill_worker == worker)
+        assert sums.blocks == sum(d.blocks for _, d in waiting if d.decode_worker == worker)
+    order.shuffle(both)  # type: ignore[attr-defined]
+    for dispatch_id, dispatch in both:
+        assert ledger.close(dispatch_id) == dispatch
+    assert ledger.num_open == 0
+    assert all(ledger.of(WorkerId(w)) == NOTHING for w in "abc")
+
+
+def test_a_dispatch_ends_once() -> None:
+    ledger = Ledger()
+    dispatch_id = ledger.open(Dispatch(WorkerId("a"), WorkerId("b"), 10, 1))
+    ledger.close(dispatch_id)
+    with pytest.raises(KeyError):
+        ledger.close(dispatch_id)
