@@ -59,7 +59,10 @@ class _Wanted:
 
 
 def pack_rows(rows: Sequence[Row], cache: CacheSpec, device: torch.device) -> PackedStep:
-    """Concatenate rows along the token axis. Row i becomes segment i; shapes and dtypes are those of `StepInput`."""
+    """Concatenate rows along the token axis. Row i becomes segment i; shapes and dtypes are those of `StepInput`.
+
+    Block tables and state slots stay in host memory, where a network plans its accesses; the rest is on `device`.
+    """
     tokens: list[int] = []
     positions: list[int] = []
     segments: list[Segment] = []
@@ -74,9 +77,9 @@ def pack_rows(rows: Sequence[Row], cache: CacheSpec, device: torch.device) -> Pa
     slots: dict[str, torch.Tensor] = {}
     for group in cache.groups:
         if group.is_state:
-            slots[group.name] = torch.tensor([row.state_slots[group.name] for row in rows], device=device)
+            slots[group.name] = torch.tensor([row.state_slots[group.name] for row in rows])
         else:
-            tables[group.name] = _block_table([row.block_tables[group.name] for row in rows]).to(device)
+            tables[group.name] = _block_table([row.block_tables[group.name] for row in rows])
     step = StepInput(
         tokens=torch.tensor(tokens, device=device),
         positions=torch.tensor(positions, device=device),
