@@ -27,7 +27,7 @@ from prfaas.errors import (
 from prfaas.log import logger
 from prfaas.metrics import MetricSet
 from prfaas.types import GenerationRequest, WorkerId
-from router.api import Decided, NewTokens, PipelineEvent, Prefilled
+from router.api import Decided, Done, NewTokens, PipelineEvent, Prefilled
 from router.clients import DecodeClients
 from router.fleet import Fleet
 from router.ledger import DispatchId
@@ -80,8 +80,9 @@ class RoutedPipeline:
         try:
             async with aclosing(self._run(request)) as events:
                 async for event in events:
+                    if isinstance(event, Done):  # before it is passed on: the caller may close the stream on seeing it
+                        outcome, reason = "finished", "finished"
                     yield event
-            outcome, reason = "finished", "finished"
         except PrfaasError as error:
             outcome = "rejected" if isinstance(error, RequestError | CapacityError) else "failed"
             reason = error.code
