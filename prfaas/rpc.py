@@ -68,6 +68,12 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: PrfaasError)
     raise AssertionError("context.abort returned")
 
 
+def carries_error(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the peer's own code raised: False for what gRPC and the network report."""
+    trailing: Any = error.trailing_metadata()
+    return any(key == ERROR_KEY for key, _ in trailing or ())
+
+
 def from_rpc(error: grpc.aio.AioRpcError, *, worker_id: str = "") -> PrfaasError:
     """The typed error behind a failed call: what the peer raised, or what its status means when it raised nothing.
 

@@ -8,17 +8,19 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class TensorLayout(_message.Message):
-    __slots__ = ("name", "shape", "wire_dtype")
+    __slots__ = ("name", "shape", "wire_dtype", "dtype")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     WIRE_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
     name: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     wire_dtype: str
-    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., wire_dtype: _Optional[str] = ...) -> None: ...
+    dtype: str
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., wire_dtype: _Optional[str] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class GroupPlan(_message.Message):
-    __slots__ = ("name", "kind", "layers", "tensors", "token_start", "token_stop", "state_positions")
+    __slots__ = ("name", "kind", "layers", "tensors", "token_start", "token_stop", "state_positions", "window_tokens")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +28,7 @@ class GroupPlan(_message.Message):
     TOKEN_START_FIELD_NUMBER: _ClassVar[int]
     TOKEN_STOP_FIELD_NUMBER: _ClassVar[int]
     STATE_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     layers: _containers.RepeatedScalarFieldContainer[int]
@@ -33,7 +36,8 @@ class GroupPlan(_message.Message):
     token_start: int
     token_stop: int
     state_positions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., layers: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Iterable[_Union[TensorLayout, _Mapping]]] = ..., token_start: _Optional[int] = ..., token_stop: _Optional[int] = ..., state_positions: _Optional[_Iterable[int]] = ...) -> None: ...
+    window_tokens: int
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., layers: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Iterable[_Union[TensorLayout, _Mapping]]] = ..., token_start: _Optional[int] = ..., token_stop: _Optional[int] = ..., state_positions: _Optional[_Iterable[int]] = ..., window_tokens: _Optional[int] = ...) -> None: ...
 
 class PrefillOrder(_message.Message):
     __slots__ = ("request_id", "fingerprint", "request", "held_tokens", "codecs", "max_lanes", "receiver", "receiver_site")
@@ -86,34 +90,46 @@ class Manifest(_message.Message):
     def __init__(self, transfer_id: _Optional[str] = ..., sender: _Optional[str] = ..., sender_site: _Optional[str] = ..., num_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., codec: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[GroupPlan, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., suggested_lanes: _Optional[int] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("computed_tokens", "computed_layers", "ready_bytes")
-    COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    COMPUTED_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("ready_bytes", "sent_bytes")
     READY_BYTES_FIELD_NUMBER: _ClassVar[int]
-    computed_tokens: int
-    computed_layers: int
+    SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     ready_bytes: int
-    def __init__(self, computed_tokens: _Optional[int] = ..., computed_layers: _Optional[int] = ..., ready_bytes: _Optional[int] = ...) -> None: ...
+    sent_bytes: int
+    def __init__(self, ready_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ...) -> None: ...
 
 class FirstToken(_message.Message):
-    __slots__ = ("outputs", "queue_s", "prefill_s")
+    __slots__ = ("outputs", "queue_s", "prefill_s", "since_manifest_s")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
+    SINCE_MANIFEST_S_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenOutput]
     queue_s: float
     prefill_s: float
-    def __init__(self, outputs: _Optional[_Iterable[_Union[_common_pb2.TokenOutput, _Mapping]]] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ...) -> None: ...
+    since_manifest_s: float
+    def __init__(self, outputs: _Optional[_Iterable[_Union[_common_pb2.TokenOutput, _Mapping]]] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., since_manifest_s: _Optional[float] = ...) -> None: ...
+
+class PathStats(_message.Message):
+    __slots__ = ("rtt_s", "sent_bytes", "retransmitted_bytes")
+    RTT_S_FIELD_NUMBER: _ClassVar[int]
+    SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RETRANSMITTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    rtt_s: float
+    sent_bytes: int
+    retransmitted_bytes: int
+    def __init__(self, rtt_s: _Optional[float] = ..., sent_bytes: _Optional[int] = ..., retransmitted_bytes: _Optional[int] = ...) -> None: ...
 
 class Digest(_message.Message):
-    __slots__ = ("num_chunks", "wire_bytes", "sha256")
+    __slots__ = ("num_chunks", "wire_bytes", "sha256", "path")
     NUM_CHUNKS_FIELD_NUMBER: _ClassVar[int]
     WIRE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
     num_chunks: int
     wire_bytes: int
     sha256: bytes
-    def __init__(self, num_chunks: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+    path: PathStats
+    def __init__(self, num_chunks: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., path: _Optional[_Union[PathStats, _Mapping]] = ...) -> None: ...
 
 class AttachRequest(_message.Message):
     __slots__ = ("transfer_id", "lane", "received", "resume")
@@ -158,7 +174,11 @@ class ProbeRequest(_message.Message):
     def __init__(self, bytes: _Optional[int] = ..., message_bytes: _Optional[int] = ...) -> None: ...
 
 class ProbeReply(_message.Message):
-    __slots__ = ("unix_time_s",)
+    __slots__ = ("unix_time_s", "worker_id", "site")
     UNIX_TIME_S_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
     unix_time_s: float
-    def __init__(self, unix_time_s: _Optional[float] = ...) -> None: ...
+    worker_id: str
+    site: str
+    def __init__(self, unix_time_s: _Optional[float] = ..., worker_id: _Optional[str] = ..., site: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,236 @@
+"""The receiver's transport over gRPC: connections to senders, and fetches over them. Knows no transfer logic.
+
+A peer has up to `max_lanes` connections, each a channel of its own; they are made when first needed and stay open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from kv_transport import messages
+from kv_transport.api import FetchResult, PrefillOrder, Sink
+from kv_transport.grpc_server import ATTACH, FINISH, PREFILL, SERVICE
+from kv_transport.incoming import FetchLimits, Incoming
+from kv_transport.links import FetchMonitor, Paths
+from kv_transport.messages import Attach, Finish
+from kv_transport.meter import RECEIVE, TransferMeter
+from kv_transport.wire import FrameStream
+from prfaas import rpc
+from prfaas.clock import Clock
+from prfaas.config import TransportSettings
+from prfaas.errors import PrfaasError, TransferBroken, WorkerUnreachable
+from prfaas.metrics import MetricSet
+from prfaas.pb import transfer_pb2
+from prfaas.types import LinkView, SiteId
+
+_NETWORK = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)
+FINISH_TIMEOUT_S = 5.0
+
+
+class GrpcStream:
+    """One lane's call."""
+
+    def __init__(self, call: Any, address: str, connect_timeout_s: float) -> None:
+        self._call = call
+        self._address = address
+        self._connect_timeout_s = connect_timeout_s
+        self._connected = False
+        self._heard = False
+        self._given_up = False
+
+    async def read(self) -> bytes | None:
+        if self._given_up:
+            raise TransferBroken("the lane was given up")
+        try:
+            if not self._connected:
+                async with asyncio.timeout(self._connect_timeout_s):
+                    await self._call.initial_metadata()
+                self._connected = True
+            frame = await self._call.read()
+            self._heard = True
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(error) from error
+        except TimeoutError as error:
+            self._call.cancel()
+            message = f"{self._address} did not answer within {self._connect_timeout_s} s"
+            raise WorkerUnreachable(message, address=self._address) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling() == 0:
+                raise TransferBroken("the lane was given up") from None
+            raise
+        return frame if isinstance(frame, bytes) else None  # grpc.aio.EOF is not bytes
+
+    def cancel(self) -> None:
+        self._given_up = True
+        self._call.cancel()
+
+    def _translated(self, error: grpc.aio.AioRpcError) -> PrfaasError:
+        if rpc.carries_error(error) or error.code() not in _NETWORK:
+            return rpc.from_rpc(error, worker_id=self._address)
+        message = f"{self._address}: {error.details() or error.code().name}"
+        if not self._heard and error.code() is grpc.StatusCode.UNAVAILABLE:
+            return WorkerUnreachable(message, address=self._address)
+        return TransferBroken(message, address=self._address)
+
+
+class GrpcPeer:
+    """The connections to one sender."""
+
+    def __init__(self, address: str, settings: TransportSettings, files: rpc.TlsFiles | None) -> None:
+        self._address = address
+        self._settings = settings
+        self._files = files
+        self._channels: dict[int, grpc.aio.Channel] = {}
+
+    def call(self, lane: int, method: str) -> Any:
+        """A method on the lane's connection, with raw bytes both ways."""
+        channel = self._channels.get(lane)
+        if channel is None:
+            channel = rpc.channel(self._address, self._settings.tls, own_connection=True, files=self._files)
+            self._channels[lane] = channel
+        path = f"/{SERVICE}/{method}"
+        return channel.unary_unary(path, None, None) if method == FINISH else channel.unary_stream(path, None, None)
+
+    @property
+    def num_connections(self) -> int:
+        return len(self._channels)
+
+    async def close(self) -> None:
+        channels, self._channels = list(self._channels.values()), {}
+        for channel in channels:
+            await channel.close(None)
+
+
+class GrpcSender:
+    """A sender as one fetch sees it. `base` spreads the main lanes of concurrent fetches over the connections."""
+
+    def __init__(self, peer: GrpcPeer, address: str, settings: TransportSettings, base: int) -> None:
+        self._peer = peer
+        self._address = address
+        self._settings = settings
+        self._base = base
+
+    def prefill(self, order: bytes, lane: int) -> FrameStream:
+        return self._stream(self._peer.call(self._connection(lane), PREFILL)(order))
+
+    def attach(self, request: Attach) -> FrameStream:
+        body = messages.to_pb_attach(request).SerializeToString()
+        return self._stream(self._peer.call(self._connection(request.lane), ATTACH)(body))
+
+    async def finish(self, request: Finish) -> None:
+        message = transfer_pb2.FinishRequest(
+            transfer_id=request.transfer_id, committed=request.committed, reason=request.reason
+        )
+        call = self._peer.call(self._connection(0), FINISH)
+        try:
+            await call(message.SerializeToString(), timeout=FINISH_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise rpc.from_rpc(error, worker_id=self._address) from error
+
+    def _connection(self, lane: int) -> int:
+        return (self._base + lane) % self._settings.max_lanes
+
+    def _stream(self, call: Any) -> FrameStream:
+        return GrpcStream(call, self._address, self._settings.connect_timeout_s)
+
+
+class GrpcPrefillTransport:
+    """Implements PrefillTransport. Created and used on one event loop."""
+
+    def __init__(self, settings: TransportSettings, site: SiteId, clock: Clock, metrics: MetricSet | None = None) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._files = rpc.TlsFiles(settings.tls) if settings.tls.enabled else None
+        self._meter = TransferMeter(RECEIVE, metrics)
+        self._paths = Paths(
+            site,
+            clock,
+            max_lanes=settings.max_lanes,
+            fixed_lanes=settings.lanes,
+            capacity_bytes_per_s=settings.link_capacity_bytes_per_s,
+        )
+        self._limits = FetchLimits(settings.progress_timeout_s, settings.max_resumes, settings.max_lanes)
+        self._peers: dict[str, GrpcPeer] = {}
+        self._fetches: set[Incoming] = set()
+        self._finishing: set[asyncio.Task[None]] = set()
+        self._bases = 0
+
+    async def fetch(self, order: PrefillOrder, address: str, sink: Sink) -> FetchResult:
+        """See PrefillTransport.fetch."""
+        peer = self._peers.get(address)
+        if peer is None:
+            peer = self._peers[address] = GrpcPeer(address, self._settings, self._files)
+        sender = GrpcSender(peer, address, self._settings, self._next_base())
+        monitor = FetchMonitor(self._paths, self._meter, self._clock, self._settings.chunk_bytes)
+        incoming = Incoming(order, sender, sink, limits=self._limits, monitor=monitor, clock=self._clock)
+        began_s = self._clock.now_s()
+        self._meter.began()
+        failure: str | None = "cancelled"
+        self._fetches.add(incoming)
+        try:
+            result = await incoming.run()
+            failure = None
+        except PrfaasError as error:
+            failure = error.code
+            raise
+        finally:
+            self._fetches.discard(incoming)
+            monitor.ended(link_bound=failure is None)
+            self._meter.ended(self._clock.now_s() - began_s, failure)
+            finish = incoming.finish(committed=failure is None, reason=failure or "")
+            if finish is not None:
+                self._finish_later(sender, finish, monitor)
+        return result
+
+    def links(self) -> tuple[LinkView, ...]:
+        """See PrefillTransport.links."""
+        return self._paths.views()
+
+    def counters(self) -> dict[str, float]:
+        """See PrefillTransport.counters; and open_connections."""
+        counters = self._meter.counters()
+        counters["open_connections"] = float(sum(peer.num_connections for peer in self._peers.values()))
+        return counters
+
+    async def close(self) -> None:
+        """See PrefillTransport.close. Releases at the senders are still sent."""
+        fetches = list(self._fetches)
+        for incoming in fetches:
+            incoming.stop()
+        await asyncio.gather(*(incoming.stopped() for incoming in fetches))
+        await asyncio.gather(*self._finishing, return_exceptions=True)
+        peers, self._peers = list(self._peers.values()), {}
+        for peer in peers:
+            await peer.close()
+
+    def _next_base(self) -> int:
+        base, self._bases = self._bases, (self._bases + 1) % self._settings.max_lanes
+        return base
+
+    def _finish_later(self, sender: GrpcSender, finish: Finish, monitor: FetchMonitor) -> None:
+        """The release is not worth a round trip of somebody's time to first token, so it is sent in the background."""
+
+        async def run() -> None:
+            began_s = self._clock.now_s()
+            try:
+                await sender.finish(finish)
+            except PrfaasError:
+                return  # the sender is gone or its lease will end the transfer
+            now_s = self._clock.now_s()
+            if monitor.path is not None:
+                monitor.path.round_trip(now_s - began_s, now_s)
+
+        task = asyncio.create_task(run(), name="transfer-finish")
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)

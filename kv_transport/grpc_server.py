@@ -1,0 +1,95 @@
+"""The sender's gRPC door: streams of raw frames, without a protobuf message around them. Knows no transfer logic."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from kv_transport.api import PrefillHandler
+from kv_transport.messages import Finish
+from kv_transport.send_service import SendService
+from prfaas import rpc
+from prfaas.clock import Clock
+from prfaas.config import TransportSettings
+from prfaas.errors import InvalidRequest, PrfaasError
+from prfaas.metrics import MetricSet
+from prfaas.pb import transfer_pb2
+from prfaas.types import SiteId, TransferId, WorkerId
+
+SERVICE = "prfaas.pb.KvTransfer"
+PREFILL = "Prefill"
+ATTACH = "Attach"
+FINISH = "Finish"
+PROBE = "Probe"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class TransferServer:
+    """The four methods of a prefill worker, on top of a SendService."""
+
+    def __init__(self, service: SendService) -> None:
+        self._service = service
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register the methods; before the server starts."""
+        handlers = {
+            PREFILL: grpc.unary_stream_rpc_method_handler(self._prefill),
+            ATTACH: grpc.unary_stream_rpc_method_handler(self._attach),
+            FINISH: grpc.unary_unary_rpc_method_handler(self._finish),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+    def counters(self) -> dict[str, float]:
+        """Accounting for leak audits, as SendService's."""
+        return self._service.counters()
+
+    async def close(self) -> None:
+        """Release every transfer. The gRPC server itself belongs to the caller."""
+        await self._service.close()
+
+    async def _prefill(self, request: bytes, context: Context) -> None:
+        await self._stream(self._service.prefill(request), context)
+
+    async def _attach(self, request: bytes, context: Context) -> None:
+        await self._stream(self._service.attach(request), context)
+
+    async def _finish(self, request: bytes, context: Context) -> bytes:
+        try:
+            message = transfer_pb2.FinishRequest.FromString(request)
+        except DecodeError:
+            await rpc.abort(context, InvalidRequest("the finish request is not valid protobuf"))
+        self._service.finish(Finish(TransferId(message.transfer_id), message.committed, message.reason))
+        return transfer_pb2.FinishReply().SerializeToString()
+
+    async def _stream(self, lane: AsyncGenerator[bytes, None], context: Context) -> None:
+        await context.send_initial_metadata(())  # tells the receiver at once that somebody is here
+        try:
+            async with aclosing(lane) as frames:
+                async for frame in frames:
+                    await context.write(frame)
+        except PrfaasError as error:
+            await rpc.abort(context, error)
+
+
+def serve_transfers(
+    server: grpc.aio.Server,
+    handler: PrefillHandler,
+    settings: TransportSettings,
+    *,
+    worker_id: WorkerId,
+    site: SiteId,
+    clock: Clock,
+    metrics: MetricSet | None = None,
+) -> TransferServer:
+    """Add the transfer methods to a server that has not started yet. Call on the event loop; close the result before
+    stopping the server."""
+    service = SendService(handler, settings, worker_id=worker_id, site=site, clock=clock, metrics=metrics)
+    transfers = TransferServer(service)
+    transfers.add_to(server)
+    return transfers

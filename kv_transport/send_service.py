@@ -1,0 +1,163 @@
+"""The sender's table of transfers: opens them, finds them again for lanes and resumes, releases them. Knows no sockets.
+
+A transfer is kept while a receiver takes frames, and `lease_s` longer. It is released at once on `finish`, when its
+source fails, and when its call ends before the receiver could know its id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator
+from concurrent.futures import Executor
+from contextlib import aclosing
+
+from google.protobuf.message import DecodeError
+
+from kv_transport import messages
+from kv_transport.api import PrefillHandler
+from kv_transport.codecs import negotiate
+from kv_transport.gate import SendGate
+from kv_transport.messages import Finish
+from kv_transport.meter import SEND, TransferMeter
+from kv_transport.outgoing import Outgoing, SendContext, SendLimits
+from kv_transport.session.send_order import SendBudget, SendOrder
+from prfaas.clock import Clock
+from prfaas.config import TransportSettings
+from prfaas.errors import Draining, InvalidRequest, PrfaasError, TransferGone
+from prfaas.log import logger
+from prfaas.metrics import MetricSet
+from prfaas.pb import transfer_pb2
+from prfaas.types import SiteId, TransferId, WorkerId
+
+log = logger(__name__)
+
+SEND_TURNS = 8
+SWEEP_S = 1.0
+
+
+class SendService:
+    """Serves prefills of one worker as streams of frames. Created on the event loop that uses it."""
+
+    def __init__(
+        self,
+        handler: PrefillHandler,
+        settings: TransportSettings,
+        *,
+        worker_id: WorkerId,
+        site: SiteId,
+        clock: Clock,
+        metrics: MetricSet | None = None,
+        readers: Executor | None = None,
+    ) -> None:
+        budget = SendBudget(
+            own_site=site,
+            turns=SEND_TURNS,
+            in_flight_bytes=settings.send_buffer_bytes,
+            site_bytes_per_s=settings.egress_bytes_per_s,
+            tenant_bytes_per_s=settings.tenant_egress_bytes_per_s,
+        )
+        limits = SendLimits(
+            chunk_bytes=settings.chunk_bytes,
+            lease_s=settings.lease_s,
+            heartbeat_s=settings.progress_timeout_s / 4,
+            max_lanes=settings.max_lanes,
+        )
+        self._handler = handler
+        self._codec = settings.wire_codec
+        self._meter = TransferMeter(SEND, metrics)
+        self._gate = SendGate(SendOrder(budget), clock)
+        self._shared = SendContext(worker_id, site, limits, self._gate, self._meter, clock, readers)
+        self._transfers: dict[TransferId, Outgoing] = {}
+        self._closing = False
+        self._sweeper = asyncio.create_task(self._sweep(), name="transfer-leases")
+
+    @property
+    def shared(self) -> SendContext:
+        return self._shared
+
+    async def prefill(self, order_bytes: bytes) -> AsyncGenerator[bytes, None]:
+        """The main lane of a new transfer. Raises what the handler and the source raise, and Draining when closing."""
+        self._refuse_when_closing()
+        try:
+            order = messages.from_pb_order(transfer_pb2.PrefillOrder.FromString(order_bytes))
+        except DecodeError as error:
+            raise InvalidRequest("the prefill order is not valid protobuf") from error
+        source = await self._handler.open(order)
+        try:
+            self._refuse_when_closing()
+        except Draining:
+            source.release(committed=False)
+            raise
+        codec = negotiate(self._codec, order.codecs)
+        transfer = Outgoing(TransferId(uuid.uuid4().hex), order, source, codec, self._shared)
+        self._transfers[transfer.transfer_id] = transfer
+        self._meter.leases(len(self._transfers))
+        try:
+            async with aclosing(transfer.main_lane()) as lane:
+                async for frame in lane:
+                    yield frame
+        except PrfaasError as error:
+            if transfer.failed:
+                self._release(transfer, committed=False, failure=error.code)
+            raise
+        finally:
+            if not transfer.resumable:
+                self._release(transfer, committed=False)
+
+    async def attach(self, request_bytes: bytes) -> AsyncGenerator[bytes, None]:
+        """A further or replacing lane. Raises TransferGone for an unknown transfer."""
+        try:
+            request = messages.from_pb_attach(transfer_pb2.AttachRequest.FromString(request_bytes))
+        except DecodeError as error:
+            raise InvalidRequest("the attach request is not valid protobuf") from error
+        transfer = self._transfers.get(request.transfer_id)
+        if transfer is None:
+            raise TransferGone("no such transfer: committed, cancelled, or its lease ran out")
+        if request.resume:
+            self._meter.resumed()
+        async with aclosing(transfer.lane(request.lane, request.received if request.resume else None)) as lane:
+            async for frame in lane:
+                yield frame
+
+    def finish(self, request: Finish) -> None:
+        """The receiver has committed or given up. Unknown transfers are fine: they are released already."""
+        transfer = self._transfers.get(request.transfer_id)
+        if transfer is not None:
+            self._release(transfer, committed=request.committed, failure=None if request.committed else "cancelled")
+
+    def counters(self) -> dict[str, float]:
+        """active_transfers, buffered_bytes, open_lanes, resent_chunks, waiting_lanes."""
+        counters = self._meter.counters()
+        counters["buffered_bytes"] = float(self._gate.held_bytes)
+        counters["open_lanes"] = float(sum(transfer.num_lanes for transfer in self._transfers.values()))
+        counters["waiting_lanes"] = float(self._gate.num_waiting)
+        counters["resent_chunks"] = float(self._meter.resent)
+        return counters
+
+    async def close(self) -> None:
+        """Release every transfer; lanes that are still read end with TransferGone. Idempotent."""
+        self._closing = True
+        self._sweeper.cancel()
+        transfers = list(self._transfers.values())
+        for transfer in transfers:
+            self._release(transfer, committed=False, failure="draining")
+        await asyncio.gather(self._sweeper, *(t.closed_pump() for t in transfers), return_exceptions=True)
+
+    def _refuse_when_closing(self) -> None:
+        if self._closing:
+            raise Draining("this worker is shutting down")
+
+    def _release(self, transfer: Outgoing, *, committed: bool, failure: str | None = None) -> None:
+        self._transfers.pop(transfer.transfer_id, None)
+        self._meter.leases(len(self._transfers))
+        transfer.close(committed=committed, failure=failure)
+
+    async def _sweep(self) -> None:
+        period_s = min(SWEEP_S, self._shared.limits.lease_s / 4)
+        while True:
+            await asyncio.sleep(period_s)
+            for transfer in list(self._transfers.values()):
+                if transfer.lease_left_s() <= 0:
+                    log.warning("transfer %s: no progress for its whole lease, released", transfer.transfer_id)
+                    self._release(transfer, committed=False, failure="transfer_stalled")

@@ -1,1 +1,0 @@
-"""Pure state machine of a transfer."""
