@@ -7,6 +7,7 @@ import grpc.aio
 from decode_service.ladder import LadderTerms, PrefillLadder
 from decode_service.service import Admit, DecodeService
 from kv_transport.api import PrefillTransport
+from kv_transport.codecs import AS_IS, CODECS
 from prfaas.clock import Clock
 from prfaas.config import WorkerSettings
 from prfaas.engine.api import Engine
@@ -31,7 +32,7 @@ def serve_decode(
         worker_id=worker_id,
         site=SiteId(settings.site),
         attempt_timeout_s=settings.prefill_attempt_timeout_s,
-        codecs=_codecs(settings),
+        codecs=_codecs(settings.transport.wire_codec),
         max_lanes=settings.transport.max_lanes,
     )
     ladder = PrefillLadder(engine, transport, terms, metrics, clock)
@@ -39,6 +40,7 @@ def serve_decode(
     decode_pb2_grpc.add_DecodeServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
 
 
-def _codecs(settings: WorkerSettings) -> tuple[str, ...]:
-    wanted = settings.transport.wire_codec
-    return ("as_is",) if wanted == "as_is" else (wanted, "as_is")
+def _codecs(wanted: str) -> tuple[str, ...]:
+    """What this worker lets senders use: everything it can read, or only the codec that its settings name."""
+    names = [codec.name for codec in CODECS] if wanted == "auto" else [wanted]
+    return (*(name for name in names if name != AS_IS.name), AS_IS.name)

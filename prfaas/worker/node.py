@@ -8,8 +8,9 @@ for its last rung, the inline prefill.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from kv_transport.api import PrefillTransport
 from prfaas.engine.api import Engine
@@ -17,33 +18,59 @@ from prfaas.types import CacheEvent, CacheGroupInfo, LinkView, Role, WorkerInfo,
 from prfaas.worker.gate import Gate
 
 
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Both doors of a worker; its role says which one is open."""
+
+    prefill: Gate
+    decode: Gate
+
+    def of(self, role: Role) -> Gate:
+        return self.prefill if role.opens_prefill else self.decode
+
+
+class Sender(Protocol):
+    """The sending half of the transport."""
+
+    def counters(self) -> Mapping[str, float]:
+        """Accounting for leak audits, with at least active_transfers."""
+        ...
+
+
 class Node:
     """Implements `prfaas.worker.registration.Reporter`, and the changes that the control service asks for.
 
-    `info` is the worker at start; its role says which door is open first. `changed` is called whenever the router
-    should hear of a change, with True when the description itself changed.
+    `info` is the worker at start; its role says which door opens first. `news` is set whenever the router should hear
+    of a change.
     """
 
-    def __init__(self, info: WorkerInfo, engine: Engine, transport: PrefillTransport, changed: Callable[[bool], None]) -> None:
-        self.prefill_gate = Gate("prefill")
-        self.decode_gate = Gate("decode")
+    def __init__(
+        self,
+        info: WorkerInfo,
+        doors: Doors,
+        *,
+        engine: Engine,
+        transport: PrefillTransport,
+        sender: Sender,
+        news: asyncio.Event,
+    ) -> None:
         self._info = info
+        self._doors = doors
         self._engine = engine
         self._transport = transport
-        self._changed = changed
+        self._sender = sender
+        self._news = news
         self._draining = False
         self._changing = asyncio.Lock()
-        self._gate(info.role).open()
-
-    def _gate(self, role: Role) -> Gate:
-        return self.prefill_gate if role.opens_prefill else self.decode_gate
+        doors.of(info.role).open()
 
     def info(self) -> WorkerInfo:
         return self._info
 
     def load(self) -> WorkerLoad:
-        receiving = int(self._transport.counters()["active_transfers"])
-        return replace(self._engine.load(), active_transfers=self.prefill_gate.inside + receiving, draining=self._draining)
+        """The engine's load, with transfers in both directions and whether this worker is leaving."""
+        transfers = self._transport.counters()["active_transfers"] + self._sender.counters()["active_transfers"]
+        return replace(self._engine.load(), active_transfers=int(transfers), draining=self._draining)
 
     def links(self) -> tuple[LinkView, ...]:
         return self._transport.links()
@@ -55,10 +82,15 @@ class Node:
         return self._engine.cache_snapshot()
 
     def counters(self) -> Mapping[str, float]:
-        """Engine and transport accounting, and the calls inside each door: all but the pools' totals, free and cached
-        counts are zero on an idle worker."""
-        doors = {"prefill_inside": float(self.prefill_gate.inside), "decode_inside": float(self.decode_gate.inside)}
-        return {**self._engine.counters(), **self._transport.counters(), **doors}
+        """The engine's accounting, the transport's as receive_* and send_*, and the calls inside each door. On an idle
+        worker all are zero but the pools' totals, free and cached counts and what only ever rises."""
+        return {
+            **self._engine.counters(),
+            **{f"receive_{name}": value for name, value in self._transport.counters().items()},
+            **{f"send_{name}": value for name, value in self._sender.counters().items()},
+            "prefill_inside": float(self._doors.prefill.inside),
+            "decode_inside": float(self._doors.decode.inside),
+        }
 
     async def drain(self, timeout_s: float) -> int:
         """Close both doors and wait for those inside; returns how many are left after `timeout_s`. They go on."""
@@ -67,10 +99,10 @@ class Node:
 
     async def _drain(self, timeout_s: float) -> int:
         self._draining = True
-        self.prefill_gate.close()
-        self.decode_gate.close()
-        self._changed(False)
-        left = await asyncio.gather(self.prefill_gate.wait_empty(timeout_s), self.decode_gate.wait_empty(timeout_s))
+        self._doors.prefill.close()
+        self._doors.decode.close()
+        self._news.set()
+        left = await asyncio.gather(self._doors.prefill.wait_empty(timeout_s), self._doors.decode.wait_empty(timeout_s))
         return sum(left)
 
     async def set_role(self, role: Role, drain_timeout_s: float) -> int:
@@ -80,7 +112,7 @@ class Node:
         that serves them is the same.
         """
         async with self._changing:
-            target = self._gate(role)
+            target = self._doors.of(role)
             if not target.is_open:
                 unfinished = await self._drain_or_reopen(drain_timeout_s)
             else:
@@ -88,7 +120,7 @@ class Node:
             self._draining = False
             target.open()
             self._info = replace(self._info, role=role)
-            self._changed(True)
+            self._news.set()
             return unfinished
 
     async def _drain_or_reopen(self, timeout_s: float) -> int:
@@ -99,8 +131,8 @@ class Node:
         except asyncio.CancelledError:
             if not was_draining:
                 self._draining = False
-                self._gate(self._info.role).open()
-                self._changed(False)
+                self._doors.of(self._info.role).open()
+                self._news.set()
             raise
 
 

@@ -40,15 +40,17 @@ class Reporter(Protocol):
 
 
 class Registration:
-    """Keeps one worker known to the router behind `channel`. `run` is one task; the other methods talk to it."""
+    """Keeps one worker known to the router behind `channel`.
 
-    def __init__(self, channel: grpc.aio.Channel, reporter: Reporter, *, heartbeat_s: float) -> None:
+    Setting `news` tells the router of a change of load or description now rather than at the next heartbeat.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, reporter: Reporter, *, heartbeat_s: float, news: asyncio.Event) -> None:
         self._registry = registry_pb2_grpc.RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
         self._reporter = reporter
         self._wanted_s = heartbeat_s
         self._heartbeat_s = heartbeat_s
-        self._news = asyncio.Event()
-        self._outdated = True  # what the router was last told of this worker is no longer true
+        self._news = news
         self._away = False
 
     async def run(self) -> None:
@@ -58,17 +60,7 @@ class Registration:
                 await self._session()
             except grpc.aio.AioRpcError as error:
                 self._note_absence(error)
-                self._outdated = True
                 await self._pause()
-
-    def announce(self) -> None:
-        """Tell the router about a change of load or role now rather than at the next heartbeat."""
-        self._news.set()
-
-    def reregister(self) -> None:
-        """The worker's own description changed: introduce it again, now."""
-        self._outdated = True
-        self._news.set()
 
     async def deregister(self) -> None:
         """Say goodbye. A router that is away needs no goodbye."""
@@ -80,16 +72,15 @@ class Registration:
             log.info("the router did not take the goodbye: %s", error.details())
 
     async def _session(self) -> None:
-        """From one registration to the next."""
+        """From one registration to the next, which is due when the router has forgotten or the description changed."""
         info = self._reporter.info()
-        self._outdated = False
         reply = await self._registry.Register(to_pb_worker_info(info), timeout=CALL_TIMEOUT_S)
         # The router may want to hear more often than the worker's settings say, never less often.
         self._heartbeat_s = min(self._wanted_s, reply.heartbeat_s) if reply.heartbeat_s > 0 else self._wanted_s
         log.info("registered with the router as %s %s at %s", info.role, info.worker_id, info.address)
         self._away = False
         await self._send_snapshot(info)
-        while not self._outdated:
+        while self._reporter.info() == info:
             answer = await self._registry.Heartbeat(self._heartbeat(info), timeout=CALL_TIMEOUT_S)
             if not answer.known:
                 return
