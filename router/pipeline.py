@@ -77,10 +77,13 @@ class RoutedPipeline:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[PipelineEvent, None]:
         """See `Pipeline.generate`."""
         outcome, reason = "cancelled", "closed_by_caller"
+        running = request.sampling.n
         try:
             async with aclosing(self._run(request)) as events:
                 async for event in events:
-                    if isinstance(event, Done):  # before it is passed on: the caller may close the stream on seeing it
+                    if isinstance(event, NewTokens):
+                        running -= sum(output.finish_reason is not None for output in event.outputs)
+                    if running <= 0 or isinstance(event, Done):  # now, because the caller may close the stream on this
                         outcome, reason = "finished", "finished"
                     yield event
         except PrfaasError as error:
