@@ -19,13 +19,9 @@ from prfaas.types import Grammar, GrammarKind
 
 MAX_COMPILED = 64
 
-_FORMATS = {
-    GrammarKind.JSON_OBJECT: "json_schema",
-    GrammarKind.JSON_SCHEMA: "json_schema",
-    GrammarKind.REGEX: "regex",
-    GrammarKind.EBNF: "ebnf",
-}
 _ANY_OBJECT = '{"type": "object"}'
+# Enough for a line break and a deep indentation; without a bound an unsure model can fill its whole answer with blanks.
+_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,40}"
 
 
 class _Tokens:
@@ -125,9 +121,8 @@ class GrammarBook:
         return compiled.deep_copy()
 
     def _build(self, grammar: Grammar) -> LLMatcher:
-        source = _ANY_OBJECT if grammar.kind is GrammarKind.JSON_OBJECT else grammar.source
         try:
-            matcher = LLMatcher(self._tokenizer, grammar_from(_FORMATS[grammar.kind], source), log_level=0)
+            matcher = LLMatcher(self._tokenizer, _compile(grammar), log_level=0)
         except ValueError as error:
             raise _invalid(grammar, str(error)) from error
         if matcher.is_error():
@@ -138,6 +133,16 @@ class GrammarBook:
     def _raise_if_broken(matcher: LLMatcher) -> None:
         if matcher.is_error():
             raise EngineFailed("the grammar of a request became too complex to follow, or left its own language")
+
+
+def _compile(grammar: Grammar) -> str:
+    """llguidance's own form of a grammar. Raises ValueError for text that is not of its kind."""
+    if grammar.kind is GrammarKind.REGEX:
+        return str(LLMatcher.grammar_from_regex(grammar.source))
+    if grammar.kind is GrammarKind.EBNF:
+        return str(grammar_from("ebnf", grammar.source))
+    schema = _ANY_OBJECT if grammar.kind is GrammarKind.JSON_OBJECT else grammar.source
+    return str(LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": _WHITESPACE}))
 
 
 def _invalid(grammar: Grammar, reason: str) -> InvalidRequest:

@@ -7,6 +7,7 @@ comes with the plan; nothing is remembered between steps but cache contents and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -19,7 +20,7 @@ from prfaas.engine.torch_inputs import PackedStep, pack_rows
 from prfaas.engine.torch_pools import plan_pools
 from prfaas.engine.torch_sampler import TorchSampler, rank_logprobs
 from prfaas.engine.torch_store import TorchStore
-from prfaas.errors import EngineFailed
+from prfaas.errors import ConfigError, EngineFailed
 from prfaas.model.api import CausalLM
 from prfaas.modelspec import DType, KvRange, ModelSpec
 from prfaas.sched.plan import Row, RowResult, StepPlan, StepResult
@@ -33,17 +34,22 @@ class TorchBackend:
     """Owns the cache memory. `execute` belongs to the engine's thread; `read` and `write` may run beside it."""
 
     def __init__(self, model: CausalLM, settings: EngineSettings, grammars: GrammarBook | None) -> None:
-        """Allocates all cache memory. Raises ConfigError when the budget cannot hold one sequence."""
+        """Allocates all cache memory.
+
+        Raises ConfigError when the budget cannot hold one sequence, or the context is longer than the model's.
+        """
+        spec = _within_context(model.spec, settings.max_context_tokens)
         self._model = model
+        self._spec = spec
         self._grammars = grammars
-        self._sizes = plan_pools(model.spec, settings)
-        self._staging: Staging = make_staging(model.device, model.spec.num_layers)
-        self._store = TorchStore(model.spec, self._sizes, model.device, self._staging)
-        self._sampler = TorchSampler(model.spec.vocab_size, model.spec.eos_token_ids, model.device, grammars)
+        self._sizes = plan_pools(spec, settings)
+        self._staging: Staging = make_staging(model.device, spec.num_layers)
+        self._store = TorchStore(spec, self._sizes, model.device, self._staging)
+        self._sampler = TorchSampler(spec.vocab_size, spec.eos_token_ids, model.device, grammars)
 
     @property
     def spec(self) -> ModelSpec:
-        return self._model.spec
+        return self._spec
 
     def pool_sizes(self) -> Mapping[str, PoolSize]:
         return self._sizes
@@ -62,7 +68,7 @@ class TorchBackend:
         return StepResult(results)
 
     def _run(self, rows: Sequence[Row], on_layer: LayerHook | None) -> dict[int, RowResult]:
-        packed = pack_rows(rows, self.spec.cache, self._model.device)
+        packed = pack_rows(rows, self._spec.cache, self._model.device)
 
         def layer_written(layer: int) -> None:
             self._staging.layer_written(layer)
@@ -103,3 +109,15 @@ class TorchBackend:
     def close(self) -> None:
         """Free the cache memory; weights go with the last reference to the model."""
         self._store.free()
+
+
+def _within_context(spec: ModelSpec, limit: int | None) -> ModelSpec:
+    """The spec with a context no longer than the deployment allows."""
+    if limit is None:
+        return spec
+    if limit > spec.max_context_tokens:
+        raise ConfigError(
+            f"max_context_tokens = {limit} is more than the {spec.max_context_tokens} tokens that {spec.name} can see",
+            max_context_tokens=limit,
+        )
+    return replace(spec, max_context_tokens=limit)

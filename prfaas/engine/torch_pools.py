@@ -68,8 +68,7 @@ def _divide(spec: ModelSpec, settings: EngineSettings, budget_bytes: int) -> dic
 
 def _demands(spec: ModelSpec, settings: EngineSettings) -> list[_Demand]:
     block_tokens = spec.cache.block_tokens
-    context = settings.max_context_tokens or spec.max_context_tokens
-    whole = -(-min(context, REFERENCE_TOKENS) // block_tokens)
+    whole = -(-min(spec.max_context_tokens, REFERENCE_TOKENS) // block_tokens)
     demands = []
     for group in spec.cache.groups:
         if group.is_state:

@@ -114,6 +114,13 @@ def test_a_json_object_is_an_object(book: GrammarBook) -> None:
     write(book, "a", grammar, '{"any": ["thing", 1, null]}')
 
 
+def test_blanks_between_json_tokens_are_allowed_but_not_for_ever(book: GrammarBook) -> None:
+    grammar = Grammar(GrammarKind.JSON_OBJECT)
+    output = write(book, "a", grammar, "{" + "\n" + " " * 39)
+    assert letters(book.allowed("a", grammar, output)) == '"}'
+    assert " " in letters(book.allowed("b", grammar, tuple(b'{ "a": ')))
+
+
 def test_lark_and_gbnf_are_both_understood(book: GrammarBook) -> None:
     for key, source in (("lark", 'start: "yes" | "no"'), ("gbnf", 'root ::= "yes" | "no"')):
         assert letters(book.allowed(key, Grammar(GrammarKind.EBNF, source), ())) == "ny"

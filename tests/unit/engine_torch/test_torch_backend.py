@@ -190,6 +190,14 @@ def test_logits_that_are_not_numbers_are_an_error_and_not_a_token() -> None:
             engine.execute(StepPlan((row(PROMPT, 0, draws=(draw(PROMPT, params=params),)),)), None)
 
 
+def test_the_deployment_may_shorten_the_context_but_not_stretch_it() -> None:
+    model = FakeCausalLM()
+    shorter = EngineSettings(cache_bytes=1 << 20, block_tokens=4, max_context_tokens=100)
+    assert TorchBackend(model, shorter, None).spec.max_context_tokens == 100
+    with pytest.raises(ConfigError, match="more than the 512 tokens"):
+        TorchBackend(model, EngineSettings(cache_bytes=1 << 20, block_tokens=4, max_context_tokens=513), None)
+
+
 def test_a_budget_too_small_for_one_sequence_is_refused_at_the_start() -> None:
     with pytest.raises(ConfigError, match="raise cache_bytes"):
         backend(cache_bytes=100)
