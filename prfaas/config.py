@@ -261,3 +261,9 @@ def export_environment(values: Mapping[str, str]) -> None:
     """Set variables that a library reads for itself, unless the user has set them already."""
     for key, value in values.items():
         os.environ.setdefault(key, value)
+
+
+def child_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for a child whose settings are in a file: without the `PRFAAS_A__B` variables merged into it."""
+    source = os.environ if environ is None else environ
+    return {key: value for key, value in source.items() if not (key.startswith(ENV_PREFIX) and "__" in key[len(ENV_PREFIX) :])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prfaas.cluster.lifeline import Lifeline
+from prfaas.config import child_environment
 from prfaas.errors import StartupError
 
 
@@ -18,7 +20,8 @@ class Child:
 
     The group is its own so that a terminal's Ctrl-C reaches only the parent, who stops things in order. Standard
     input is a pipe that is never written: it ends when the parent does. Output goes to `log` (appended), or to the
-    parent's own output when `log` is None. Exactly one thread calls `wait`.
+    parent's own output when `log` is None. Settings reach it by its command, not by `PRFAAS_` variables. Exactly one
+    thread calls `wait`.
     """
 
     def __init__(self, command: Sequence[str], *, log: Path | None, lifeline: Lifeline) -> None:
@@ -28,13 +31,16 @@ class Child:
         self._ended = threading.Event()
         self.command = tuple(command)
         try:
-            if log is None:
-                self._process = subprocess.Popen(self.command, stdin=subprocess.PIPE, process_group=0)
-            else:
-                with log.open("ab") as out:
-                    self._process = subprocess.Popen(
-                        self.command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, process_group=0
-                    )
+            with contextlib.ExitStack() as files:
+                out = files.enter_context(log.open("ab")) if log is not None else None
+                self._process = subprocess.Popen(
+                    self.command,
+                    stdin=subprocess.PIPE,
+                    stdout=out,
+                    stderr=None if out is None else subprocess.STDOUT,
+                    env=child_environment(),
+                    process_group=0,
+                )
         except OSError as error:
             raise StartupError(f"cannot start {command[0]}: {error}", what=command[0]) from error
         lifeline.watch(self._process.pid)
