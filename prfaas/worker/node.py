@@ -82,15 +82,12 @@ class Node:
         return self._engine.cache_snapshot()
 
     def counters(self) -> Mapping[str, float]:
-        """The engine's accounting, the transport's as receive_* and send_*, and the calls inside each door. On an idle
-        worker all are zero but the pools' totals, free and cached counts and what only ever rises."""
-        return {
-            **self._engine.counters(),
-            **{f"receive_{name}": value for name, value in self._transport.counters().items()},
-            **{f"send_{name}": value for name, value in self._sender.counters().items()},
-            "prefill_inside": float(self._doors.prefill.inside),
-            "decode_inside": float(self._doors.decode.inside),
-        }
+        """The engine's accounting, the transport's with both directions added up, and the calls inside each door. On an
+        idle worker all are zero but the pools' totals, free and cached counts, connections and what only ever rises."""
+        received, sent = self._transport.counters(), self._sender.counters()
+        transfers = {name: received.get(name, 0.0) + sent.get(name, 0.0) for name in {**received, **sent}}
+        doors = {"prefill_inside": float(self._doors.prefill.inside), "decode_inside": float(self._doors.decode.inside)}
+        return {**self._engine.counters(), **transfers, **doors}
 
     async def drain(self, timeout_s: float) -> int:
         """Close both doors and wait for those inside; returns how many are left after `timeout_s`. They go on."""

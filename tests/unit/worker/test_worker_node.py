@@ -145,8 +145,8 @@ def test_load_and_counters_cover_engine_and_transport() -> None:
     assert bench.node.load() == WorkerLoad(running=3, free_blocks=5, active_transfers=2)
     counters = bench.node.counters()
     assert counters["blocks_total"] == 8
-    assert counters["send_active_transfers"] == 2
-    assert counters["receive_active_transfers"] == 0
+    assert counters["active_transfers"] == 2
+    assert counters["open_lanes"] == 0
     assert (counters["prefill_inside"], counters["decode_inside"]) == (0, 0)
 
 
