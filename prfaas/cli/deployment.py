@@ -61,7 +61,7 @@ def build_deployment(
     """
     if file is not None and counts is not None:
         raise ConfigError("give worker counts either as flags or in the deployment file, not both")
-    layer = dict(flags)
+    layer = _given(flags)
     if file is None:
         layer["sites"] = two_sites(counts or Counts())
     deployment = resolve(DeploymentSettings, file=file, environ=environ, flags=layer)
@@ -69,6 +69,12 @@ def build_deployment(
     if not names or len(set(names)) != len(names):
         raise ConfigError(f"a deployment needs at least one site, each with a name of its own; it has {names}")
     return deployment
+
+
+def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that were given: None means that a flag was not."""
+    nested = {key: _given(value) if isinstance(value, Mapping) else value for key, value in flags.items()}
+    return {key: value for key, value in nested.items() if value is not None and value != {}}
 
 
 def with_thread_counts(deployment: DeploymentSettings, cores: int) -> DeploymentSettings:
