@@ -288,8 +288,7 @@ class StartupError(OperatorError):
 def _leaves(cls: type[PrfaasError]) -> dict[str, type[PrfaasError]]:
     found = {cls.code: cls}
     for sub in cls.__subclasses__():
-        for code, leaf in _leaves(sub).items():
-            found.setdefault(code, leaf)
+        found.update(_leaves(sub))  # where a leaf inherits its branch's code, the code means the leaf
     return found
 
 
