@@ -27,7 +27,7 @@ from prfaas.types import (
 from router.api import FleetStatus, MemberView
 from router.ledger import Dispatch, DispatchId, Ledger
 from router.links import LinkBoard
-from router.policy.options import Verdict
+from router.policy.decide import Verdict
 from router.policy.prefix_index import Family, PrefixIndex, PromptNames
 from router.policy.view import FleetView, Link, RequestView, Tuning, WorkerView
 

@@ -28,7 +28,7 @@ from router.fleet import Fleet
 from router.gateway.app import create_app
 from router.gateway.gate import Gate
 from router.pipeline import RoutedPipeline
-from router.policy.options import Policy
+from router.policy.decide import Policy
 from router.policy.threshold import ThresholdPolicy
 from router.policy.view import Tuning
 from router.registry import RegistryService

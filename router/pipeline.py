@@ -31,7 +31,7 @@ from router.api import Decided, Done, NewTokens, PipelineEvent, Prefilled
 from router.clients import DecodeClients
 from router.fleet import Fleet
 from router.ledger import DispatchId
-from router.policy.options import Policy, Verdict
+from router.policy.decide import Policy, Verdict
 from router.policy.prefix_index import PromptNames, name_prompt
 
 _log = logger(__name__)
@@ -193,7 +193,10 @@ class RoutedPipeline:
         self._metrics.inc(m.ROUTE_TAKEN, route=report.route.value)
         self._metrics.inc(m.KV_BYTES, report.kv_bytes, route=report.route.value)
         for attempt in report.attempts:
-            self._metrics.inc(m.FALLBACKS, reason=attempt.rpartition(":")[2])
+            worker_id, _, code = attempt.rpartition(":")
+            self._metrics.inc(m.FALLBACKS, reason=code)
+            if code == WorkerUnreachable.code:
+                self._fleet.suspect(WorkerId(worker_id))
         before = tuple(f"{worker_id}:{code}" for worker_id, code in trip.failed.items())
         return Prefilled(replace(report, attempts=before + report.attempts))
 

@@ -2,47 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Protocol
 
 from prfaas.errors import NoWorkerAvailable
-from prfaas.types import Decision, PrefillCandidate, Role, Route
+from prfaas.types import Role
 from router.policy import filters, scorers
 from router.policy.view import FleetView, Link, RequestView, WorkerView
-
-
-class Rule(StrEnum):
-    """Why a route was taken, as a metric label. The numbers behind it are in `Decision.reasons`."""
-
-    CACHED = "cached"  # next to nothing is left to compute
-    APPEND = "append"  # the decode worker alone holds the prefix
-    SHORT = "short"  # at most the threshold
-    LONG = "long"  # above the threshold
-    CACHE_COPY = "cache_copy"  # another site holds the prefix and its link has room
-    NO_LOCAL = "no_local_prefill"
-    NO_REMOTE = "no_remote_prefill"
-    CHEAPEST = "cheapest"  # lowest predicted cost that keeps the objective
-    FASTEST = "fastest"  # nothing keeps the objective; the lowest predicted TTFT
-    FORCED = "forced"
-    FORCED_UNAVAILABLE = "forced_unavailable"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A decision and the rule that made it."""
-
-    decision: Decision
-    rule: Rule
-
-
-class Policy(Protocol):
-    """Decides one request. Pure: the same arguments give the same verdict."""
-
-    def decide(self, request: RequestView, view: FleetView, now_s: float) -> Verdict:
-        """Raises NoWorkerAvailable when no decode worker can take the request."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +72,3 @@ def survey(request: RequestView, view: FleetView, now_s: float) -> Options:
 
 def _cheapest_first(options: list[Prefiller]) -> tuple[Prefiller, ...]:
     return tuple(sorted(options, key=lambda p: (p.cost_s, p.worker.worker_id)))
-
-
-def ladder(first: Sequence[Prefiller], route: Route, other: Sequence[Prefiller], limit: int) -> tuple[PrefillCandidate, ...]:
-    """The failure ladder: the chosen route's workers, then the other route's.
-
-    The last place goes to the other route where there is one, so that the loss of a whole site or link costs one
-    rung and not the ladder. The rung below, prefilling on the decode worker, needs no entry.
-    """
-    spare = Route.LOCAL if route is Route.REMOTE else Route.REMOTE
-    keep = limit - 1 if other and limit > 1 else limit
-    rungs = [(p, route) for p in first[:keep]]
-    rungs += [(p, spare) for p in other[: limit - len(rungs)]]
-    return tuple(PrefillCandidate(p.worker.worker_id, p.worker.site, p.worker.address, r) for p, r in rungs)

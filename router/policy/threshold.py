@@ -11,23 +11,11 @@ worker holds; and each branch names what happens where one kind of worker does n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from prfaas.config import PolicySettings
-from prfaas.types import Decision, PrefillCandidate, Route
-from router.policy.options import Options, Prefiller, Rule, Verdict, ladder, survey
+from prfaas.types import Route
+from router.policy.decide import Pick, Rule, Verdict, conclude, force
+from router.policy.options import Options, survey
 from router.policy.view import FleetView, RequestView
-
-
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """A route with its grounds. `candidates` overrides the order of that route's workers."""
-
-    route: Route
-    rule: Rule
-    reason: str
-    uncached_tokens: int
-    first: tuple[Prefiller, ...] | None = None
 
 
 class ThresholdPolicy:
@@ -87,44 +75,3 @@ def _short(options: Options, alone: int, threshold: int) -> Pick:
         text = f"no prefill worker in {decode.site}, and an inline prefill would stall {decode.running} sequences"
         return Pick(Route.REMOTE, Rule.NO_LOCAL, text, alone)
     return Pick(Route.INLINE, Rule.NO_LOCAL, f"{reason}, and no prefill worker in {decode.site}", inline)
-
-
-def force(route: Route, options: Options) -> Pick:
-    """The operator's route, or the nearest one that exists."""
-    inline = options.inline_missing_tokens
-    local, remote = (Route.LOCAL, options.local), (Route.REMOTE, options.remote)
-    if route is Route.INLINE:
-        return Pick(Route.INLINE, Rule.FORCED, "route inline is forced", inline)
-    for choice, workers in (local, remote) if route is Route.LOCAL else (remote, local):
-        if workers:
-            missing = min(p.missing_tokens for p in workers)
-            if choice is route:
-                return Pick(choice, Rule.FORCED, f"route {route} is forced", missing)
-            text = f"route {route} is forced, but it has no prefill worker available"
-            return Pick(choice, Rule.FORCED_UNAVAILABLE, text, missing)
-    return Pick(Route.INLINE, Rule.FORCED_UNAVAILABLE, f"route {route} is forced, but no prefill worker is available", inline)
-
-
-def conclude(
-    pick: Pick,
-    options: Options,
-    threshold: int,
-    max_candidates: int,
-    predicted: tuple[tuple[Route, float], ...] = (),
-) -> Verdict:
-    """Turn a pick into a decision with its failure ladder."""
-    candidates: tuple[PrefillCandidate, ...] = ()
-    if pick.route is not Route.INLINE:
-        own, other = (options.local, options.remote) if pick.route is Route.LOCAL else (options.remote, options.local)
-        candidates = ladder(pick.first or own, pick.route, other, max_candidates)
-    decision = Decision(
-        decode_worker=options.decode.worker_id,
-        decode_address=options.decode.address,
-        route=pick.route,
-        candidates=candidates,
-        reasons=(pick.reason,),
-        uncached_tokens=pick.uncached_tokens,
-        threshold_tokens=threshold,
-        predicted_ttft_s=predicted,
-    )
-    return Verdict(decision, pick.rule)

@@ -172,6 +172,22 @@ async def test_a_dead_decode_worker_costs_a_retry_and_is_avoided() -> None:
         r.assert_nothing_left()
 
 
+async def test_a_prefill_worker_that_a_decode_worker_could_not_reach_is_avoided() -> None:
+    async def fell_back(_: ScriptedDecode, call: Call) -> Events:
+        yield prefilled("d1", Route.INLINE, attempts=("p1:worker_unreachable", "p2:queue_full"))
+        yield token(0, last=True)
+        yield finished()
+
+    async with router() as r, serving(fell_back) as worker:
+        r.join(worker, "d1")
+        r.fleet.register(worker_info("p1", Role.PD_PREFILL))
+        r.fleet.register(worker_info("p2", Role.PD_PREFILL))
+        await r.collect(generation_request())
+        assert [w.suspect for w in r.fleet.view().prefill] == [True, False]
+        assert r.count(m.FALLBACKS, reason="queue_full") == 1
+        assert r.count(m.ROUTE_TAKEN, route="inline") == 1
+
+
 async def test_a_failure_after_the_first_token_is_not_retried() -> None:
     async def break_down(_: ScriptedDecode, call: Call) -> Events:
         yield prefilled()

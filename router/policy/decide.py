@@ -1,0 +1,109 @@
+"""What a policy hands back, and how a pick becomes a decision with its failure ladder. Shared by all policies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from prfaas.types import Decision, PrefillCandidate, Route
+from router.policy.options import Options, Prefiller
+from router.policy.view import FleetView, RequestView
+
+
+class Rule(StrEnum):
+    """Why a route was taken, as a metric label. The numbers behind it are in `Decision.reasons`."""
+
+    CACHED = "cached"  # next to nothing is left to compute
+    APPEND = "append"  # the decode worker alone holds the prefix
+    SHORT = "short"  # at most the threshold
+    LONG = "long"  # above the threshold
+    CACHE_COPY = "cache_copy"  # another site holds the prefix and its link has room
+    NO_LOCAL = "no_local_prefill"
+    NO_REMOTE = "no_remote_prefill"
+    CHEAPEST = "cheapest"  # lowest predicted cost that keeps the objective
+    FASTEST = "fastest"  # nothing keeps the objective; the lowest predicted TTFT
+    FORCED = "forced"
+    FORCED_UNAVAILABLE = "forced_unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A decision and the rule that made it."""
+
+    decision: Decision
+    rule: Rule
+
+
+class Policy(Protocol):
+    """Decides one request. Pure: the same arguments give the same verdict."""
+
+    def decide(self, request: RequestView, view: FleetView, now_s: float) -> Verdict:
+        """Raises NoWorkerAvailable when no decode worker can take the request."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A route with its grounds. `candidates` overrides the order of that route's workers."""
+
+    route: Route
+    rule: Rule
+    reason: str
+    uncached_tokens: int
+    first: tuple[Prefiller, ...] | None = None
+
+
+def force(route: Route, options: Options) -> Pick:
+    """The operator's route, or the nearest one that exists."""
+    inline = options.inline_missing_tokens
+    local, remote = (Route.LOCAL, options.local), (Route.REMOTE, options.remote)
+    if route is Route.INLINE:
+        return Pick(Route.INLINE, Rule.FORCED, "route inline is forced", inline)
+    for choice, workers in (local, remote) if route is Route.LOCAL else (remote, local):
+        if workers:
+            missing = min(p.missing_tokens for p in workers)
+            if choice is route:
+                return Pick(choice, Rule.FORCED, f"route {route} is forced", missing)
+            text = f"route {route} is forced, but it has no prefill worker available"
+            return Pick(choice, Rule.FORCED_UNAVAILABLE, text, missing)
+    return Pick(Route.INLINE, Rule.FORCED_UNAVAILABLE, f"route {route} is forced, but no prefill worker is available", inline)
+
+
+def conclude(
+    pick: Pick,
+    options: Options,
+    threshold: int,
+    max_candidates: int,
+    predicted: tuple[tuple[Route, float], ...] = (),
+) -> Verdict:
+    """Turn a pick into a decision with its failure ladder."""
+    candidates: tuple[PrefillCandidate, ...] = ()
+    if pick.route is not Route.INLINE:
+        own, other = (options.local, options.remote) if pick.route is Route.LOCAL else (options.remote, options.local)
+        candidates = ladder(pick.first or own, pick.route, other, max_candidates)
+    decision = Decision(
+        decode_worker=options.decode.worker_id,
+        decode_address=options.decode.address,
+        route=pick.route,
+        candidates=candidates,
+        reasons=(pick.reason,),
+        uncached_tokens=pick.uncached_tokens,
+        threshold_tokens=threshold,
+        predicted_ttft_s=predicted,
+    )
+    return Verdict(decision, pick.rule)
+
+
+def ladder(first: Sequence[Prefiller], route: Route, other: Sequence[Prefiller], limit: int) -> tuple[PrefillCandidate, ...]:
+    """The failure ladder: the chosen route's workers, then the other route's.
+
+    The last place goes to the other route where there is one, so that the loss of a whole site or link costs one
+    rung and not the ladder. The rung below, prefilling on the decode worker, needs no entry.
+    """
+    spare = Route.LOCAL if route is Route.REMOTE else Route.REMOTE
+    keep = limit - 1 if other and limit > 1 else limit
+    rungs = [(p, route) for p in first[:keep]]
+    rungs += [(p, spare) for p in other[: limit - len(rungs)]]
+    return tuple(PrefillCandidate(p.worker.worker_id, p.worker.site, p.worker.address, r) for p, r in rungs)
