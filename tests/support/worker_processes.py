@@ -1,0 +1,233 @@
+"""Real worker processes on loopback, known to a registry inside the test, and a client of their doors.
+
+For tests of the services themselves: no router and no pool stands between the test and the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from prfaas import rpc
+from prfaas.config import TlsSettings, WorkerSettings
+from prfaas.convert import from_pb_prefill_report, from_pb_token_output, from_pb_usage, to_pb_decision, to_pb_generation_request
+from prfaas.pb import decode_pb2, decode_pb2_grpc, registry_pb2, registry_pb2_grpc
+from prfaas.types import (
+    Decision,
+    GenerationRequest,
+    PrefillCandidate,
+    PrefillReport,
+    RequestId,
+    Role,
+    Route,
+    SamplingParams,
+    TokenOutput,
+    Usage,
+)
+from tests.support.registry import Router, serving
+from tests.support.waiting import until
+
+PLAIN = TlsSettings()
+READY_TIMEOUT_S = 60.0
+SETTLE_TIMEOUT_S = 10.0
+# What an idle worker has none of. Cached blocks may stay, used ones may not.
+NOTHING_LEFT = (
+    "blocks_used", "slots_used", "sequences_running", "sequences_waiting", "landings", "exports_pinned",
+    "active_transfers", "buffered_bytes", "open_lanes", "prefill_inside", "decode_inside",
+)  # fmt: skip
+
+
+@dataclass
+class Answer:
+    """What a client of Generate has heard so far."""
+
+    reports: list[PrefillReport] = field(default_factory=list)
+    outputs: list[TokenOutput] = field(default_factory=list)
+    usages: list[Usage] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Token ids of sample 0."""
+        return [output.token_id for output in self.outputs if output.index == 0]
+
+    @property
+    def report(self) -> PrefillReport:
+        (report,) = self.reports
+        return report
+
+    def hear(self, event: decode_pb2.GenerateEvent) -> None:
+        kind = event.WhichOneof("event")
+        if kind == "prefilled":
+            self.reports.append(from_pb_prefill_report(event.prefilled))
+        elif kind == "tokens":
+            self.outputs += [from_pb_token_output(output) for output in event.tokens.outputs]
+        elif kind == "finished":
+            self.usages.append(from_pb_usage(event.finished))
+
+
+class Worker:
+    """One worker process and channels to its doors."""
+
+    def __init__(self, process: subprocess.Popen[bytes], info: Any, channel: grpc.aio.Channel) -> None:
+        self.process = process
+        self.info = info
+        self._decode = decode_pb2_grpc.DecodeServiceStub(channel)  # type: ignore[no-untyped-call]
+        self.control = registry_pb2_grpc.WorkerServiceStub(channel)  # type: ignore[no-untyped-call]
+
+    def candidate(self, route: Route) -> PrefillCandidate:
+        return PrefillCandidate(self.info.worker_id, self.info.site, self.info.address, route)
+
+    def call(self, request: GenerationRequest, *candidates: PrefillCandidate) -> Any:
+        """The gRPC call of one Generate, to be read or cancelled."""
+        decision = Decision(
+            decode_worker=self.info.worker_id,
+            decode_address=self.info.address,
+            route=candidates[0].route if candidates else Route.INLINE,
+            candidates=candidates,
+            reasons=("a test",),
+            uncached_tokens=len(request.tokens),
+            threshold_tokens=0,
+        )
+        message = decode_pb2.GenerateRequest(request=to_pb_generation_request(request), decision=to_pb_decision(decision))
+        return self._decode.Generate(message)
+
+    async def generate(self, request: GenerationRequest, *candidates: PrefillCandidate) -> Answer:
+        """A whole request. Raises the typed error it ends with."""
+        answer = Answer()
+        try:
+            async for event in self.call(request, *candidates):
+                answer.hear(event)
+        except grpc.aio.AioRpcError as error:
+            raise rpc.from_rpc(error) from error
+        return answer
+
+    async def status(self) -> registry_pb2.StatusReply:
+        reply: registry_pb2.StatusReply = await self.control.Status(registry_pb2.StatusRequest(), timeout=5.0)
+        return reply
+
+    async def counters(self) -> Mapping[str, float]:
+        return dict((await self.status()).counters)
+
+    async def settled(self, timeout_s: float = SETTLE_TIMEOUT_S) -> Mapping[str, float]:
+        """Wait until nothing is held for anybody; returns the counters then. The error names what is left."""
+        counters = await self.counters()
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
+        while left := {name: counters[name] for name in NOTHING_LEFT if counters.get(name)}:
+            assert loop.time() < deadline_s, f"{self.info.worker_id} still holds {left}"
+            await asyncio.sleep(0.02)
+            counters = await self.counters()
+        missing = {"blocks_used", "landings", "exports_pinned", "active_transfers"} - set(counters)
+        assert not missing, f"the worker does not report {missing}"
+        pools = counters["blocks_free"] + counters["blocks_cached"] + counters["blocks_used"]
+        assert pools == counters["blocks_total"]
+        return counters
+
+    def kill(self) -> None:
+        """As a crash does: no goodbye."""
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    async def ended(self, timeout_s: float = 20.0) -> int:
+        """Wait for the process to end by itself; returns its exit status."""
+        await until(lambda: self.process.poll() is not None, timeout_s)
+        return int(self.process.wait())
+
+
+class Fleet:
+    """Workers that know one registry. Every process is gone when the fleet's context ends."""
+
+    def __init__(
+        self, router: Router, router_port: int, directory: Path, base: Mapping[str, Any], stack: AsyncExitStack
+    ) -> None:
+        self.router = router
+        self.router_port = router_port
+        self._directory = directory
+        self._base = base
+        self._stack = stack
+
+    async def start(self, worker_id: str, role: Role, site: str = "pd", **changes: Any) -> Worker:
+        """Start a worker process and wait for its registration. `changes` override settings of the fleet."""
+        process = self.spawn(worker_id, role, site, **changes)
+        seen = len(self.router.registered)
+
+        def registered() -> bool:
+            assert process.poll() is None, f"{worker_id} ended: {self.log(worker_id)}"
+            return any(info.worker_id == worker_id for info in self.router.registered[seen:])
+
+        await until(registered, READY_TIMEOUT_S)
+        info = next(info for info in reversed(self.router.registered) if info.worker_id == worker_id)
+        channel = await self._stack.enter_async_context(rpc.channel(info.address, PLAIN))
+        return Worker(process, info, channel)
+
+    def spawn(
+        self, worker_id: str, role: Role, site: str = "pd", *, arguments: Sequence[str] = (), **changes: Any
+    ) -> subprocess.Popen[bytes]:
+        """Start a worker process, without waiting. Its standard input is a pipe that nobody writes to."""
+        settings = WorkerSettings.model_validate(
+            {
+                "worker_id": worker_id,
+                "site": site,
+                "role": role.value,
+                "router_address": f"127.0.0.1:{self.router_port}",
+                "heartbeat_s": 0.05,
+                "drain_timeout_s": 10.0,
+                **self._base,
+                **changes,
+            }
+        )
+        path = self._directory / f"{worker_id}.json"
+        path.write_text(settings.model_dump_json())
+        command = [sys.executable, "-m", "prfaas.worker", "--settings", str(path), *arguments]
+        with (self._directory / f"{worker_id}.log").open("ab") as log:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
+        self._stack.callback(_end, process)
+        return process
+
+    def log(self, worker_id: str) -> str:
+        return (self._directory / f"{worker_id}.log").read_text()[-4000:]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+@asynccontextmanager
+async def fleet(directory: Path, base: Mapping[str, Any], router: Router | None = None) -> AsyncIterator[Fleet]:
+    """A registry and the workers started with it. `base` holds settings that all workers share."""
+    written = router or Router()
+    async with serving(written) as port, AsyncExitStack() as stack:
+        yield Fleet(written, port, directory, base, stack)
+
+
+def prompt(num_tokens: int, seed: int = 1) -> tuple[int, ...]:
+    """Token ids that differ with the seed from the first on."""
+    return tuple(3 + (seed * 7919 + position * (seed + 13)) % 200 for position in range(num_tokens))
+
+
+def greedy(tokens: tuple[int, ...], max_tokens: int = 8, request_id: str = "r1", **changes: Any) -> GenerationRequest:
+    """A greedy request that runs to max_tokens."""
+    sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+    fields: dict[str, Any] = {
+        "request_id": RequestId(request_id),
+        "model": "test-model",
+        "tokens": tokens,
+        "sampling": sampling,
+    }
+    return GenerationRequest(**{**fields, **changes})
