@@ -28,6 +28,11 @@ class Detokenizer:
             return ""
         return self._decoder.decode(self._vocabulary.piece(token_id))
 
+    @property
+    def pending(self) -> bool:
+        """Whether the last tokens end inside a character that is held back."""
+        return bool(self._decoder.getstate()[0])
+
     def finish(self) -> str:
         """What is left when the sample ends: U+FFFD if it ends inside a character, else nothing."""
         return self._decoder.decode(b"", final=True)

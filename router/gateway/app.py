@@ -82,8 +82,11 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, PrfaasError):  # raised by the entrance while the framework read the body
+            return await ours(request, error.__cause__)
         where = f"{request.method} {request.url.path}"
         code, message = {
+            400: ("invalid_body", "the body could not be read; send JSON in UTF-8"),
             404: ("unknown_url", f"there is nothing at {where}"),
             405: ("method_not_allowed", f"{where} is not allowed"),
         }.get(error.status_code, ("http_error", str(error.detail)))

@@ -43,7 +43,7 @@ def chat_routes(core: GatewayCore) -> APIRouter:
             completion.stream,
             keepalive_s=core.settings.limits.sse_keepalive_s,
             limit_s=generation.request.deadline_s,
-            error_event=late_error(visit),
+            late=late_error(visit),
         )
 
     return router

@@ -47,7 +47,7 @@ def completion_routes(core: GatewayCore) -> APIRouter:
             completion.stream,
             keepalive_s=core.settings.limits.sse_keepalive_s,
             limit_s=limit_s,
-            error_event=late_error(visit),
+            late=late_error(visit),
         )
 
     return router

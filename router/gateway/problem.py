@@ -49,11 +49,16 @@ def problem_of(error: PrfaasError) -> Problem:
 def problem_of_validation(errors: Sequence[Mapping[str, Any]], body: Any) -> Problem:
     """Translate what pydantic found wrong with `body`; the first field at fault is reported, as the dialects do."""
     first = errors[0]
-    kind = str(first["type"])
-    if kind == "json_invalid":
+    if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", first["msg"])
         return Problem(400, "invalid_json", f"the body is not valid JSON: {reason}")
-    param = _field(first, body)
+    # Of the alternatives a field allows, the caller meant the one in which the fault lies deepest.
+    top = _field(first, body).partition(".")[0]
+    deepest = max(
+        (error for error in errors if _field(error, body).partition(".")[0] == top),
+        key=lambda error: _field(error, body).count("."),
+    )
+    kind, param = str(deepest["type"]), _field(deepest, body)
     if not param:
         return Problem(
             400, "invalid_request", "the body must be a JSON object, sent with the header 'content-type: application/json'"

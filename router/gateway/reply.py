@@ -97,17 +97,23 @@ class StreamReply(Response):
         *,
         keepalive_s: float,
         limit_s: float | None,
-        error_event: Callable[[PrfaasError], bytes],
+        late: Callable[[PrfaasError], bytes],
     ) -> None:
-        """`error_event` spells an error that comes too late for an HTTP status."""
+        """`late` notes an error that comes too late for an HTTP status, and spells it as an event."""
         super().__init__()
         self._produce = produce
         self._keepalive_s = keepalive_s
         self._limit_s = limit_s
-        self._error_event = error_event
+        self._late = late
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await while_connected(receive, self._run(_Sink(send)))
+        sink = _Sink(send)
+        try:
+            await while_connected(receive, self._run(sink))
+        except RequestCancelled as error:
+            if not sink.started:
+                raise
+            self._late(error)  # noted; nobody is there to read it
 
     async def _run(self, sink: _Sink) -> None:
         keepalive = asyncio.ensure_future(sink.keep_alive(self._keepalive_s))
@@ -116,7 +122,7 @@ class StreamReply(Response):
         except PrfaasError as error:
             if not sink.started:
                 raise
-            await sink.send(self._error_event(error))
+            await sink.send(self._late(error))
         finally:
             keepalive.cancel()
             await asyncio.gather(keepalive, return_exceptions=True)

@@ -67,9 +67,10 @@ class Sample:
         fresh = "" if is_stop_token else self._detokenizer.feed(output.token_id)
         if output.finish_reason is not None:
             fresh += self._detokenizer.finish()
+        start, self._produced = self._produced, self._produced + len(fresh)
         if not is_stop_token:
-            self._held.append(_Held(output, self._produced, self._produced + len(fresh)))
-        self._produced += len(fresh)
+            # A token that ends inside a character is shown with that character.
+            self._held.append(_Held(output, start, self._produced + self._detokenizer.pending))
         found = self._matcher.feed(fresh)
         text, ending = found.text, None
         if found.matched is not None:

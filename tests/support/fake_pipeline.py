@@ -121,9 +121,8 @@ class FakePipeline:
         outputs: list[TokenOutput] = []
         for position, token_id in enumerate(tokens[: sampling.max_tokens]):
             finish: FinishReason | None = None
-            if (
-                token_id == self.eos_token_id and self.script.end_with_eos and not sampling.ignore_eos
-            ) or token_id in sampling.stop_token_ids:
+            is_end = token_id == self.eos_token_id and self.script.end_with_eos and not sampling.ignore_eos
+            if is_end or token_id in sampling.stop_token_ids:
                 finish = FinishReason.STOP
             elif position + 1 == min(sampling.max_tokens, len(tokens)):
                 finish = FinishReason.LENGTH
