@@ -15,9 +15,9 @@ import torch
 from prfaas.config import EngineSettings
 from prfaas.engine.backend import LayerHook, PoolSize
 from prfaas.engine.grammar import GrammarBook
+from prfaas.engine.pool_sizes import plan_pools
 from prfaas.engine.torch_device import Staging, make_staging
 from prfaas.engine.torch_inputs import PackedStep, pack_rows
-from prfaas.engine.torch_pools import plan_pools
 from prfaas.engine.torch_sampler import TorchSampler, rank_logprobs
 from prfaas.engine.torch_store import TorchStore
 from prfaas.errors import ConfigError, EngineFailed

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prfaas.config import EngineSettings
-from prfaas.engine.torch_pools import plan_pools
+from prfaas.engine.pool_sizes import plan_pools
 from prfaas.errors import ConfigError
 from prfaas.modelspec import CacheGroup, CacheSpec, DType, Fingerprint, GroupKind, ModelSpec, TensorSpec
 
