@@ -1,1 +1,507 @@
-"""Placeholder."""
+"""Orchestration of one engine without threads, clock or tensors: jobs in, step plans out, results in, events out.
+
+    submit / reserve -> plan(now) -> [a backend executes] -> apply(plan, result, now) or fail(plan, error)
+                                                        -> take_events()
+
+At most one plan is out at a time. Whatever happens to a job while a plan is out, the blocks of that plan stay until it
+comes back; the same holds for a thread that reads or writes a job's blocks (`borrow`, `give_back`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from prfaas.cache.hashing import root_hash
+from prfaas.cache.hybrid import Demand, HybridCache
+from prfaas.cache.lease import Lease, Move
+from prfaas.config import EngineSettings
+from prfaas.engine.api import Admitted, EngineEvent, Finished, LayersReady, TokensOut
+from prfaas.engine.backend import PoolSize
+from prfaas.engine.job import Job, JobId, JobKind, JobState, Sample, Strand
+from prfaas.engine.rules import check_request, finish_reason, total_tokens
+from prfaas.errors import DeadlineExceeded, EngineFailed, OutOfBlocks, PrfaasError, RequestCancelled, TransferGone
+from prfaas.modelspec import ModelSpec
+from prfaas.sched.plan import Copy, Draw, Drawn, Row, RowResult, StepPlan, StepResult
+from prfaas.sched.scheduler import Limits, Round, Scheduler, Share
+from prfaas.sched.sequence import Sequence as TokenSequence
+from prfaas.types import FinishReason, GenerationRequest, TokenOutput, Usage
+
+CoreEvent = tuple[JobId, EngineEvent | PrfaasError]
+
+
+@dataclass(slots=True)
+class CoreTotals:
+    """What the core has done since it was made, in tokens."""
+
+    prompt_computed: int = 0
+    sampled: int = 0
+    prefix_queried: int = 0
+    prefix_hit: int = 0
+    wasted: int = 0  # prompt tokens computed for requests that ended without an answer
+    preemptions: int = 0
+
+
+class EngineCore:
+    """Everything about an engine that can be decided without computing. Not thread-safe; its owner locks."""
+
+    def __init__(self, spec: ModelSpec, sizes: Mapping[str, PoolSize], settings: EngineSettings) -> None:
+        context = min(spec.max_context_tokens, settings.max_context_tokens or spec.max_context_tokens)
+        self.spec = spec = replace(spec, max_context_tokens=context)
+        self.totals = CoreTotals()
+        self._settings = settings
+        self.cache = HybridCache(
+            spec.cache,
+            {name: size.device for name, size in sizes.items()},
+            max_chunk_tokens=settings.max_step_tokens,
+            reuse=settings.prefix_cache,
+        )
+        limits = Limits(settings.max_running, settings.max_waiting, settings.max_step_tokens, settings.state_snapshot_blocks)
+        self.scheduler = Scheduler(self.cache, limits)
+        self._jobs: dict[JobId, Job] = {}
+        self._strands: dict[int, tuple[Job, Strand]] = {}  # by sequence id
+        self._events: list[CoreEvent] = []
+        self._ended_keys: list[str] = []
+        self._step: Round | None = None
+        self._next_id = 0
+
+    # Jobs
+
+    def submit(self, request: GenerationRequest, *, export: bool, now_s: float, tokens_per_s: float = 0.0) -> JobId:
+        """Queue a request. Raises InvalidRequest, PromptTooLong, OutOfBlocks (never fits), QueueFull."""
+        self._check(request)
+        kind = JobKind.EXPORT if export else JobKind.GENERATE
+        job = self._new_job(request, kind, JobState.ACTIVE, now_s)
+        self.scheduler.enqueue(job.strands[0].sequence, tokens_per_s)
+        self._adopt(job)
+        self.totals.prefix_queried += len(request.tokens)
+        return job.job_id
+
+    def reserve(self, request: GenerationRequest, *, now_s: float) -> JobId | None:
+        """Take room for a landing; None when there is none now. Raises what `submit` does, QueueFull excepted."""
+        self._check(request)
+        landed = sum(1 for sequence in self.scheduler.waiting if sequence.lease is not None)
+        if landed + sum(1 for job in self._jobs.values() if job.state is JobState.RESERVED) >= self._settings.max_running:
+            return None
+        job = self._new_job(request, JobKind.LANDING, JobState.RESERVED, now_s)
+        sequence, num_tokens = job.strands[0].sequence, len(request.tokens)
+        held = self.cache.match_entries(sequence.name_blocks(), num_tokens)
+        upto = min(sequence.total_tokens, num_tokens + 1)
+        demand = Demand(upto, sequence.total_tokens, num_tokens, resume=False, spare_blocks=self.scheduler.num_running)
+        opened = self.cache.open(sequence.names, held, demand)
+        if opened is None:
+            return None
+        if not self.cache.grow(opened.lease, upto):
+            self.cache.close(opened.lease)
+            return None
+        sequence.lease = job.pinned = opened.lease
+        job.cached_tokens = held * self.spec.cache.block_tokens
+        self.totals.prefix_queried += num_tokens
+        self.totals.prefix_hit += job.cached_tokens
+        self._adopt(job)
+        return job.job_id
+
+    def held_tokens(self, job_id: JobId) -> int:
+        """Landings: the block-aligned prefix that is already here."""
+        return self._jobs[job_id].cached_tokens
+
+    def commit(self, job_id: JobId, first: Sequence[TokenOutput], *, now_s: float) -> list[tuple[str, tuple[int, ...]]]:
+        """Every byte has landed: publish, and decode on from the first tokens (one for each sample).
+
+        Returns grammar keys and the tokens that the backend's grammars must accept before the next step.
+
+        Raises:
+            TransferGone: the landing was aborted or cancelled.
+            EngineFailed: `first` does not have one token for each sample.
+        """
+        job = self._jobs.get(job_id)
+        if job is None or job.state is not JobState.RESERVED:
+            raise TransferGone("this landing is over already")
+        if sorted(output.index for output in first) != list(range(len(job.samples))):
+            raise EngineFailed(f"a landing of {len(job.samples)} samples came with {len(first)} first tokens")
+        strand = job.strands[0]
+        sequence = strand.sequence
+        sequence.computed = sequence.cached = sequence.num_prompt
+        self.cache.publish(sequence.held, sequence.names, sequence.computed)
+        job.state, job.pinned, job.admitted_s = JobState.ACTIVE, None, now_s
+        self._emit(job, Admitted(job.cached_tokens, now_s - job.arrival_s))
+        accepted: list[tuple[str, tuple[int, ...]]] = []
+        outputs: list[TokenOutput] = []
+        for output in sorted(first, key=lambda each: each.index):
+            sample = job.samples[output.index]
+            sample.tokens.append(output.token_id)
+            done = output.finish_reason is FinishReason.STOP
+            sample.finish = finish_reason(job.request, self.spec, sample.tokens, grammar_done=done)
+            outputs.append(_with_finish(output, sample.finish))
+            if job.request.sampling.grammar is not None and sample.finish is None:
+                accepted.append((sample.grammar_key, (output.token_id,)))
+        self._emit(job, TokensOut(tuple(outputs), prefill_s=0.0))
+        job.spoke = True
+        self._continue(job, strand, requeue=True)
+        return accepted
+
+    def cancel(self, job_id: JobId, error: PrfaasError | None = None) -> None:
+        """End a job with an error (RequestCancelled unless given). Idempotent; what a step still uses is freed after it."""
+        job = self._jobs.get(job_id)
+        if job is None or job.state is JobState.LEAVING:
+            return
+        if job.state is not JobState.PINNED:
+            self._count_waste(job)
+            self._emit(job, error or RequestCancelled("the request was cancelled"))
+        self._end(job)
+
+    def release(self, job_id: JobId) -> None:
+        """Unpin an export (cancelling it if it still runs) or abort a landing. Idempotent."""
+        self.cancel(job_id)
+
+    def borrow(self, job_id: JobId, group: str) -> tuple[int, ...]:
+        """A group's block table (or its one state slot) for reading or writing outside the core, until `give_back`.
+
+        Raises:
+            TransferGone: the job is over.
+        """
+        job = self._jobs.get(job_id)
+        if job is None or job.state is JobState.LEAVING:
+            raise TransferGone("this cache is no longer held")
+        lease = job.pinned if job.pinned is not None else job.strands[0].sequence.lease
+        if lease is None:
+            raise TransferGone("nothing of this cache is computed yet")
+        job.borrowers += 1
+        return (lease.slots[group],) if group in lease.slots else tuple(lease.tables[group])
+
+    def give_back(self, job_id: JobId) -> None:
+        """The reading or writing is over."""
+        job = self._jobs[job_id]
+        job.borrowers -= 1
+        if job.state is JobState.LEAVING:
+            self._try_free(job)
+
+    # Steps
+
+    def plan(self, now_s: float) -> StepPlan:
+        """The next step; may be empty. Ends jobs whose deadline has passed."""
+        assert self._step is None, "one plan at a time"
+        for job in [j for j in self._jobs.values() if j.deadline_s is not None and j.deadline_s <= now_s]:
+            if job.state in (JobState.ACTIVE, JobState.RESERVED):
+                self.cancel(job.job_id, DeadlineExceeded("the request's deadline passed", deadline_s=job.request.deadline_s))
+        step = self.scheduler.schedule()
+        for sequence in step.preempted:
+            self.totals.preemptions += 1
+            job, _ = self._strands[sequence.sequence_id]
+            if not job.spoke:
+                job.prompt_logprobs.clear()
+        for sequence in step.admitted:
+            self._admitted(sequence, now_s)
+        ended, self._ended_keys = tuple(self._ended_keys), []
+        plan = StepPlan(
+            rows=tuple(self._row(share) for share in step.shares),
+            before=tuple(_copy(move) for move in step.moves),
+            after=tuple(_copy(m) for share in step.shares if share.snapshot for m in share.snapshot.moves),
+            ended=ended,
+        )
+        if not plan.empty:
+            self._step = step
+        return plan
+
+    def layer_ready(self, plan: StepPlan, layer: int) -> None:
+        """The backend has written `layer` for every row of the running plan."""
+        for row in plan.rows:
+            if row.layers_wanted:
+                job, _ = self._strands[row.sequence_id]
+                if job.state is JobState.ACTIVE:
+                    self._emit(job, LayersReady(layer, layer + 1, row.context_tokens, row.end_tokens))
+
+    def apply(self, plan: StepPlan, result: StepResult, now_s: float) -> None:
+        """Take a step's results in.
+
+        Raises:
+            EngineFailed: the result does not answer the plan; nothing was changed, call `fail`.
+        """
+        step = self._take_step()
+        answers = [_answer(row, result) for row in plan.rows] if _answers(plan, result) else None
+        if answers is None:
+            self._step = step
+            raise EngineFailed("the backend's result does not answer every row of the plan")
+        self.scheduler.complete(step)
+        for share, row, answer in zip(step.shares, plan.rows, answers, strict=True):
+            job, strand = self._strands[share.sequence.sequence_id]
+            self.totals.prompt_computed += max(0, min(row.end_tokens, share.sequence.num_prompt) - row.context_tokens)
+            if job.state is JobState.LEAVING:
+                continue
+            job.prompt_logprobs.extend(answer.prompt_logprobs)
+            if answer.drawn:
+                self._drawn(job, strand, answer.drawn, now_s)
+        self._free_leaving(step)
+
+    def fail(self, plan: StepPlan, error: PrfaasError) -> None:
+        """The step failed: every job in it ends with `error`, and so does every job that it had to prepare copies for."""
+        step = self._take_step()
+        self.scheduler.fail(step)
+        broken = {(move.group, move.target) for move in step.moves}
+        for job in list(self._jobs.values()):
+            in_step = any(strand.sequence in {share.sequence for share in step.shares} for strand in job.strands)
+            if in_step or any(_holds(strand.sequence.lease, broken) for strand in job.strands):
+                self.cancel(job.job_id, error)
+        self._free_leaving(step)
+
+    def take_events(self) -> list[CoreEvent]:
+        """Events since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def next_deadline_s(self) -> float | None:
+        """When `plan` must be called again even if nothing else happens."""
+        return min((j.deadline_s for j in self._jobs.values() if j.deadline_s is not None), default=None)
+
+    def queue_position(self, job_id: JobId) -> int | None:
+        """How many sequences go before a waiting job; None when it does not wait."""
+        job = self._jobs.get(job_id)
+        return None if job is None or not job.strands else self.scheduler.queue_position(job.strands[0].sequence)
+
+    def jobs(self) -> tuple[Job, ...]:
+        """Everything that holds or wants something here. To be looked at, not changed."""
+        return tuple(self._jobs.values())
+
+    def match(self, request: GenerationRequest) -> int:
+        """Prompt tokens a prefix hit would save right now."""
+        sequence = self._new_sequence(request, 0, export=False, now_s=0.0)
+        return self.cache.match(sequence.name_blocks(), len(request.tokens)) * self.spec.cache.block_tokens
+
+    # Inside
+
+    def _check(self, request: GenerationRequest) -> None:
+        check_request(request, self.spec)
+        lacking = self.cache.fits_alone(total_tokens(request, self.spec))
+        if lacking is not None:
+            group, needed, existing = lacking
+            raise OutOfBlocks(
+                f"prompt and answer need {needed} blocks of the {group} cache, and it has {existing}; "
+                "shorten the prompt or lower max_tokens",
+                needed_blocks=needed,
+                free_blocks=existing,
+                group=group,
+            )
+
+    def _new_sequence(self, request: GenerationRequest, sequence_id: int, *, export: bool, now_s: float) -> TokenSequence:
+        block_tokens = self.spec.cache.block_tokens
+        total = len(request.tokens) if export else total_tokens(request, self.spec)
+        return TokenSequence(
+            sequence_id=sequence_id,
+            tokens=list(request.tokens),
+            num_prompt=len(request.tokens),
+            total_tokens=total,
+            block_tokens=block_tokens,
+            root=root_hash(block_tokens, request.cache_salt),
+            names=[],
+            priority=request.priority,
+            arrival_s=now_s,
+            reuse_prefix=request.sampling.prompt_logprobs is None,
+            preemptible=not export,
+        )
+
+    def _new_job(self, request: GenerationRequest, kind: JobKind, state: JobState, now_s: float) -> Job:
+        job_id = JobId(self._new_id())
+        constrained = request.sampling.grammar is not None
+        samples = [Sample(i, f"{request.request_id}#{job_id}/{i}" if constrained else "") for i in range(request.sampling.n)]
+        sequence = self._new_sequence(request, self._new_id(), export=kind is JobKind.EXPORT, now_s=now_s)
+        sequence.name_blocks()
+        return Job(job_id, request, kind, state, now_s, samples, [Strand(sequence, list(samples))])
+
+    def _new_id(self) -> int:
+        self._next_id += 1
+        return self._next_id
+
+    def _adopt(self, job: Job) -> None:
+        self._jobs[job.job_id] = job
+        for strand in job.strands:
+            self._strands[strand.sequence.sequence_id] = (job, strand)
+
+    def _emit(self, job: Job, event: EngineEvent | PrfaasError) -> None:
+        self._events.append((job.job_id, event))
+
+    def _admitted(self, sequence: TokenSequence, now_s: float) -> None:
+        job, _ = self._strands[sequence.sequence_id]
+        if job.admitted_s is not None:
+            return
+        job.admitted_s, job.cached_tokens = now_s, sequence.cached
+        self.totals.prefix_hit += sequence.cached
+        self._emit(job, Admitted(sequence.cached, now_s - job.arrival_s))
+        if job.kind is JobKind.EXPORT and sequence.cached:
+            self._emit(job, LayersReady(0, self.spec.num_layers, 0, sequence.cached))
+
+    def _row(self, share: Share) -> Row:
+        sequence = share.sequence
+        job, strand = self._strands[sequence.sequence_id]
+        end = sequence.computed + share.num_tokens
+        wants_prompt = job.request.sampling.prompt_logprobs if not job.spoke else None
+        return Row(
+            sequence_id=sequence.sequence_id,
+            tokens=tuple(sequence.tokens[sequence.computed : end]),
+            context_tokens=sequence.computed,
+            block_tables={name: tuple(table) for name, table in sequence.held.tables.items()},
+            state_slots=dict(sequence.held.slots),
+            draws=self._draws(job, strand) if end == len(sequence.tokens) else (),
+            prompt_logprobs=wants_prompt,
+            next_prompt_token=sequence.tokens[end] if wants_prompt is not None and end < sequence.num_prompt else None,
+            layers_wanted=job.kind is JobKind.EXPORT,
+        )
+
+    def _draws(self, job: Job, strand: Strand) -> tuple[Draw, ...]:
+        return tuple(
+            Draw(
+                index=sample.index,
+                position=len(sample.tokens),
+                params=job.request.sampling,
+                prompt_tokens=job.request.tokens,
+                output_tokens=tuple(sample.tokens),
+                grammar_key=sample.grammar_key,
+            )
+            for sample in strand.samples
+        )
+
+    def _drawn(self, job: Job, strand: Strand, drawn: Sequence[Drawn], now_s: float) -> None:
+        outputs: list[TokenOutput] = []
+        for sample, token in zip(strand.samples, drawn, strict=True):
+            position = len(sample.tokens)
+            sample.tokens.append(token.token_id)
+            sample.finish = finish_reason(job.request, self.spec, sample.tokens, grammar_done=token.grammar_done)
+            logprobs = tuple(job.prompt_logprobs) if self._wants_prompt_logprobs(job, sample) else None
+            outputs.append(
+                TokenOutput(sample.index, position, token.token_id, token.logprob, token.top_logprobs, sample.finish, logprobs)
+            )
+        self.totals.sampled += len(outputs)
+        first_s = now_s - job.admitted_s if job.admitted_s is not None and not job.spoke else None
+        self._emit(job, TokensOut(tuple(outputs), prefill_s=first_s))
+        job.spoke = True
+        if job.kind is JobKind.EXPORT:
+            self._finish_export(job, strand)
+        else:
+            self._continue(job, strand, requeue=False)
+
+    def _wants_prompt_logprobs(self, job: Job, sample: Sample) -> bool:
+        return not job.spoke and sample.index == 0 and job.request.sampling.prompt_logprobs is not None
+
+    def _finish_export(self, job: Job, strand: Strand) -> None:
+        self.scheduler.leave(strand.sequence)
+        self._forget_grammars(strand.samples)
+        job.pinned, job.state = strand.sequence.held, JobState.PINNED
+        self._emit(job, Finished(Usage(len(job.request.tokens), len(job.samples), job.cached_tokens)))
+
+    def _continue(self, job: Job, strand: Strand, *, requeue: bool) -> None:
+        """After a draw: the first sample that goes on keeps the sequence, the others fork, finished ones leave."""
+        alive = [sample for sample in strand.samples if sample.finish is None]
+        self._forget_grammars([sample for sample in strand.samples if sample.finish is not None])
+        sequence = strand.sequence
+        for sample in alive[1:]:
+            self._fork(job, sequence, sample)
+        strand.samples = alive[:1]
+        if alive:
+            sequence.tokens.append(alive[0].tokens[-1])
+            if requeue:
+                self.scheduler.requeue(sequence)
+            return
+        self._drop_strand(job, strand)
+        if job.finished:
+            self._emit(job, Finished(Usage(len(job.request.tokens), _num_drawn(job), job.cached_tokens)))
+            self._end(job)
+
+    def _fork(self, job: Job, parent: TokenSequence, sample: Sample) -> None:
+        child = self._new_sequence(job.request, self._new_id(), export=False, now_s=parent.arrival_s)
+        child.names = list(parent.names)
+        child.tokens = [*parent.tokens, sample.tokens[-1]]
+        opened = self.cache.fork(parent.held, parent.computed, parent.total_tokens)
+        if opened is not None:  # otherwise it computes its prompt again when there is room
+            child.lease, child.computed = opened.lease, parent.computed
+            self.scheduler.add_moves(opened.moves)
+        strand = Strand(child, [sample])
+        job.strands.append(strand)
+        self._strands[child.sequence_id] = (job, strand)
+        self.scheduler.requeue(child)
+
+    def _forget_grammars(self, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            if sample.grammar_key:
+                self._ended_keys.append(sample.grammar_key)
+                sample.grammar_key = ""
+
+    def _count_waste(self, job: Job) -> None:
+        if job.kind is not JobKind.LANDING and not (job.spoke and job.kind is JobKind.GENERATE):
+            strand = job.strands[0].sequence
+            self.totals.wasted += max(0, min(strand.computed, strand.num_prompt) - strand.cached)
+
+    def _end(self, job: Job) -> None:
+        """Nothing more is computed for a job; free what nobody touches."""
+        self._forget_grammars([sample for sample in job.samples if sample.finish is None])
+        for sample in job.samples:
+            sample.finish = sample.finish or FinishReason.CANCELLED
+        for strand in job.strands:
+            self.scheduler.leave(strand.sequence)
+        job.state = JobState.LEAVING
+        self._try_free(job)
+
+    def _try_free(self, job: Job) -> None:
+        busy = self._step.shares if self._step is not None else ()
+        if job.borrowers or any(share.sequence is strand.sequence for share in busy for strand in job.strands):
+            return
+        for strand in list(job.strands):
+            self._drop_strand(job, strand)
+        self._jobs.pop(job.job_id, None)
+
+    def _drop_strand(self, job: Job, strand: Strand) -> None:
+        self.scheduler.leave(strand.sequence)
+        if strand.sequence.lease is not None:
+            self.cache.close(strand.sequence.lease)
+            strand.sequence.lease = None
+        self._strands.pop(strand.sequence.sequence_id, None)
+        if len(job.strands) > 1:
+            job.strands.remove(strand)
+
+    def _free_leaving(self, step: Round) -> None:
+        for job in [job for job in self._jobs.values() if job.state is JobState.LEAVING]:
+            self._try_free(job)
+
+    def _take_step(self) -> Round:
+        assert self._step is not None, "no plan is out"
+        step, self._step = self._step, None
+        return step
+
+    def check_integrity(self) -> None:
+        """Cache, scheduler and jobs agree. Raises AssertionError."""
+        self.cache.check_integrity()
+        self.scheduler.check_integrity()
+        for sequence in (*self.scheduler.running, *self.scheduler.waiting):
+            job, strand = self._strands[sequence.sequence_id]
+            assert strand in job.strands
+            assert job.state is JobState.ACTIVE
+
+
+def _copy(move: Move) -> Copy:
+    return Copy(move.group, move.source, move.target)
+
+
+def _answers(plan: StepPlan, result: StepResult) -> bool:
+    return all(
+        row.sequence_id in result.rows and len(result.rows[row.sequence_id].drawn) == len(row.draws) for row in plan.rows
+    )
+
+
+def _answer(row: Row, result: StepResult) -> RowResult:
+    return result.rows[row.sequence_id]
+
+
+def _holds(lease: Lease | None, places: set[tuple[str, int]]) -> bool:
+    if lease is None:
+        return False
+    if any((name, slot) in places for name, slot in lease.slots.items()):
+        return True
+    return any((name, block) in places for name, table in lease.tables.items() for block in table[-1:])
+
+
+def _num_drawn(job: Job) -> int:
+    return sum(len(sample.tokens) for sample in job.samples)
+
+
+def _with_finish(output: TokenOutput, reason: FinishReason | None) -> TokenOutput:
+    return TokenOutput(
+        output.index, output.position, output.token_id, output.logprob, output.top_logprobs, reason, output.prompt_logprobs
+    )

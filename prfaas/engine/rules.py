@@ -1,0 +1,59 @@
+"""Which requests an engine takes, and when a sample is over. Pure rules; no state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prfaas.errors import InvalidRequest, PromptTooLong
+from prfaas.modelspec import ModelSpec
+from prfaas.types import FinishReason, GenerationRequest
+
+
+def check_request(request: GenerationRequest, spec: ModelSpec) -> None:
+    """Refuse what can never be computed.
+
+    Raises:
+        InvalidRequest: no tokens, ids outside the vocabulary, or counts out of range.
+        PromptTooLong: no room for a single answer token in the context.
+    """
+    params = request.sampling
+    if not request.tokens:
+        raise InvalidRequest("the prompt is empty; send at least one token", param="prompt")
+    if min(request.tokens) < 0 or max(request.tokens) >= spec.vocab_size:
+        raise InvalidRequest(f"token ids must be at least 0 and below {spec.vocab_size}", param="prompt")
+    if params.max_tokens < 1:
+        raise InvalidRequest(f"max_tokens must be at least 1, not {params.max_tokens}", param="max_tokens")
+    if params.n < 1:
+        raise InvalidRequest(f"n must be at least 1, not {params.n}", param="n")
+    if not 0 <= params.min_tokens <= params.max_tokens:
+        raise InvalidRequest(f"min_tokens must be between 0 and max_tokens ({params.max_tokens})", param="min_tokens")
+    excess = len(request.tokens) + 1 - spec.max_context_tokens
+    if excess > 0:
+        raise PromptTooLong(
+            f"the prompt has {len(request.tokens)} tokens, and at most {spec.max_context_tokens - 1} leave room for an "
+            f"answer; shorten it by {excess}",
+            prompt_tokens=len(request.tokens),
+            max_context_tokens=spec.max_context_tokens,
+            excess_tokens=excess,
+        )
+
+
+def total_tokens(request: GenerationRequest, spec: ModelSpec) -> int:
+    """The most tokens that are ever computed for one sample: prompt and answer, within the context."""
+    return min(len(request.tokens) + request.sampling.max_tokens, spec.max_context_tokens)
+
+
+def finish_reason(
+    request: GenerationRequest, spec: ModelSpec, answer: Sequence[int], *, grammar_done: bool
+) -> FinishReason | None:
+    """Whether a sample is over after the last token of `answer`; stop tokens win over lengths.
+
+    An end or stop token counts from position `min_tokens` on.
+    """
+    params, last = request.sampling, answer[-1]
+    ends = last in params.stop_token_ids or (last in spec.eos_token_ids and not params.ignore_eos)
+    if grammar_done or (ends and len(answer) > params.min_tokens):
+        return FinishReason.STOP
+    if len(answer) >= params.max_tokens or len(request.tokens) + len(answer) >= spec.max_context_tokens:
+        return FinishReason.LENGTH
+    return None
