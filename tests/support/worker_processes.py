@@ -39,6 +39,8 @@ from tests.support.waiting import until
 PLAIN = TlsSettings()
 READY_TIMEOUT_S = 60.0
 SETTLE_TIMEOUT_S = 10.0
+EMULATED = ("tests.support.emulated_worker",)  # a worker without torch; PRODUCTION is what users start
+PRODUCTION = ("prfaas.worker",)
 # What an idle worker has none of. Cached blocks may stay, used ones may not.
 NOTHING_LEFT = (
     "blocks_used", "slots_used", "sequences_running", "sequences_waiting", "landings", "exports_pinned",
@@ -173,7 +175,7 @@ class Fleet:
         return Worker(process, info, channel)
 
     def spawn(
-        self, worker_id: str, role: Role, site: str = "pd", *, arguments: Sequence[str] = (), **changes: Any
+        self, worker_id: str, role: Role, site: str = "pd", *, program: Sequence[str] = EMULATED, **changes: Any
     ) -> subprocess.Popen[bytes]:
         """Start a worker process, without waiting. Its standard input is a pipe that nobody writes to."""
         settings = WorkerSettings.model_validate(
@@ -190,7 +192,7 @@ class Fleet:
         )
         path = self._directory / f"{worker_id}.json"
         path.write_text(settings.model_dump_json())
-        command = [sys.executable, "-m", "prfaas.worker", "--settings", str(path), *arguments]
+        command = [sys.executable, "-m", *program, "--settings", str(path)]
         with (self._directory / f"{worker_id}.log").open("ab") as log:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
         self._stack.callback(_end, process)
