@@ -14,10 +14,8 @@ import grpc.aio
 from kv_transport import messages
 from kv_transport.api import FetchResult, PrefillOrder, Sink
 from kv_transport.grpc_server import ATTACH, FINISH, PREFILL, SERVICE
-from kv_transport.incoming import FetchLimits, Incoming
-from kv_transport.links import FetchMonitor, Paths
 from kv_transport.messages import Attach, Finish
-from kv_transport.meter import RECEIVE, TransferMeter
+from kv_transport.receive_service import ReceiveService
 from kv_transport.wire import FrameStream
 from prfaas import rpc
 from prfaas.clock import Clock
@@ -150,20 +148,9 @@ class GrpcPrefillTransport:
 
     def __init__(self, settings: TransportSettings, site: SiteId, clock: Clock, metrics: MetricSet | None = None) -> None:
         self._settings = settings
-        self._clock = clock
-        self._files = rpc.TlsFiles(settings.tls) if settings.tls.enabled else None
-        self._meter = TransferMeter(RECEIVE, metrics)
-        self._paths = Paths(
-            site,
-            clock,
-            max_lanes=settings.max_lanes,
-            fixed_lanes=settings.lanes,
-            capacity_bytes_per_s=settings.link_capacity_bytes_per_s,
-        )
-        self._limits = FetchLimits(settings.progress_timeout_s, settings.max_resumes, settings.max_lanes)
+        self._files = rpc.TlsFiles(settings.tls, clock) if settings.tls.enabled else None
+        self._receiver = ReceiveService(settings, site, clock, metrics)
         self._peers: dict[str, GrpcPeer] = {}
-        self._fetches: set[Incoming] = set()
-        self._finishing: set[asyncio.Task[None]] = set()
         self._bases = 0
 
     async def fetch(self, order: PrefillOrder, address: str, sink: Sink) -> FetchResult:
@@ -172,44 +159,20 @@ class GrpcPrefillTransport:
         if peer is None:
             peer = self._peers[address] = GrpcPeer(address, self._settings, self._files)
         sender = GrpcSender(peer, address, self._settings, self._next_base())
-        monitor = FetchMonitor(self._paths, self._meter, self._clock, self._settings.chunk_bytes)
-        incoming = Incoming(order, sender, sink, limits=self._limits, monitor=monitor, clock=self._clock)
-        began_s = self._clock.now_s()
-        self._meter.began()
-        failure: str | None = "cancelled"
-        self._fetches.add(incoming)
-        try:
-            result = await incoming.run()
-            failure = None
-        except PrfaasError as error:
-            failure = error.code
-            raise
-        finally:
-            self._fetches.discard(incoming)
-            monitor.ended(link_bound=failure is None)
-            self._meter.ended(self._clock.now_s() - began_s, failure)
-            finish = incoming.finish(committed=failure is None, reason=failure or "")
-            if finish is not None:
-                self._finish_later(sender, finish, monitor)
-        return result
+        return await self._receiver.fetch(order, sender, sink)
 
     def links(self) -> tuple[LinkView, ...]:
         """See PrefillTransport.links."""
-        return self._paths.views()
+        return self._receiver.links()
 
     def counters(self) -> dict[str, float]:
         """See PrefillTransport.counters; and open_connections."""
-        counters = self._meter.counters()
-        counters["open_connections"] = float(sum(peer.num_connections for peer in self._peers.values()))
-        return counters
+        connections = float(sum(peer.num_connections for peer in self._peers.values()))
+        return {**self._receiver.counters(), "open_connections": connections}
 
     async def close(self) -> None:
         """See PrefillTransport.close. Releases at the senders are still sent."""
-        fetches = list(self._fetches)
-        for incoming in fetches:
-            incoming.stop()
-        await asyncio.gather(*(incoming.stopped() for incoming in fetches))
-        await asyncio.gather(*self._finishing, return_exceptions=True)
+        await self._receiver.close()
         peers, self._peers = list(self._peers.values()), {}
         for peer in peers:
             await peer.close()
@@ -217,20 +180,3 @@ class GrpcPrefillTransport:
     def _next_base(self) -> int:
         base, self._bases = self._bases, (self._bases + 1) % self._settings.max_lanes
         return base
-
-    def _finish_later(self, sender: GrpcSender, finish: Finish, monitor: FetchMonitor) -> None:
-        """The release is not worth a round trip of somebody's time to first token, so it is sent in the background."""
-
-        async def run() -> None:
-            began_s = self._clock.now_s()
-            try:
-                await sender.finish(finish)
-            except PrfaasError:
-                return  # the sender is gone or its lease will end the transfer
-            now_s = self._clock.now_s()
-            if monitor.path is not None:
-                monitor.path.round_trip(now_s - began_s, now_s)
-
-        task = asyncio.create_task(run(), name="transfer-finish")
-        self._finishing.add(task)
-        task.add_done_callback(self._finishing.discard)

@@ -29,6 +29,7 @@ from prfaas.errors import (
     WorkerUnreachable,
 )
 from prfaas.log import logger
+from prfaas.types import TransferId
 
 log = logger(__name__)
 
@@ -79,7 +80,7 @@ class Incoming:
         self._lanes: dict[int, _Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._stopped = asyncio.Event()
+        self._transfer_id: TransferId | None = None
         self._manifest: Manifest | None = None
         self._manifest_s = 0.0
         self._first: messages.First | None = None
@@ -109,22 +110,17 @@ class Incoming:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(watch, *self._tasks, return_exceptions=True)
-            self._stopped.set()
         return self._result()
 
     def finish(self, *, committed: bool, reason: str = "") -> Finish | None:
         """What to tell the sender, if it told us its transfer's id."""
-        if self._manifest is None:
+        if self._transfer_id is None:
             return None
-        return Finish(self._manifest.transfer_id, committed, reason)
+        return Finish(self._transfer_id, committed, reason)
 
     def stop(self) -> None:
         """Make `run` raise RequestCancelled."""
         self._fail(RequestCancelled("the transport was closed"))
-
-    async def stopped(self) -> None:
-        """Wait until `run` has let go of everything."""
-        await self._stopped.wait()
 
     def _result(self) -> FetchResult:
         if self._manifest is None or self._first is None:
@@ -159,6 +155,7 @@ class Incoming:
             log.exception("a lane of %s failed", self._order.request.request_id)
             self._fail(TransferBroken(f"the receiver failed: {type(error).__name__}: {error}"))
         finally:
+            lane.stream.cancel()
             self._lanes.pop(lane.number, None)
             self._monitor.lanes_changed(-1)
 
@@ -235,6 +232,7 @@ class Incoming:
 
     def _begin(self, frame: ManifestFrame) -> None:
         manifest = frame.manifest
+        self._transfer_id = manifest.transfer_id  # also a transfer that is refused below has to be released
         codec = codec_named(manifest.codec)
         if codec.name not in self._order.codecs and codec.name != "as_is":
             raise ProtocolViolation(f"codec {codec.name} was not asked for", frame="manifest", state="waiting")

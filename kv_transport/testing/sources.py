@@ -1,4 +1,4 @@
-"""A prefill service whose caches are numbers, and a sink that keeps what lands: for tests of the transport."""
+"""A prefill service whose caches are numbers, and a sink that keeps what lands. Knows no transport."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kv_transport.api import FirstTokens, GroupPlan, Offer, PrefillOrder, Queued, RangeReady, SourceEvent
 from prfaas.errors import PrfaasError
 from prfaas.modelspec import CacheGroup, DType, Fingerprint, GroupKind, KvRange, TensorSpec
 from prfaas.types import GenerationRequest, RequestId, SiteId, TokenOutput, WorkerId
 
+FIRST = FirstTokens((TokenOutput(0, 0, 42),), queue_s=0.25, prefill_s=0.5)
 FINGERPRINT = Fingerprint(model="m1", tokenizer="t1", cache="c1")
+
+
+Array = NDArray[np.uint8]
 
 
 def full_group(layers: int = 4, width: int = 32, name: str = "full") -> CacheGroup:
@@ -36,17 +41,18 @@ def hybrid_offer(tokens: int = 100, held: int = 0, layers: int = 4, width: int =
     return Offer(num_tokens=tokens, cached_tokens=held, groups=groups)
 
 
-def order_of(tokens: int = 100, request_id: str = "r1", **changes: object) -> PrefillOrder:
-    fields: dict[str, object] = {
-        "request": GenerationRequest(RequestId(request_id), "m", tuple(range(tokens))),
-        "fingerprint": FINGERPRINT,
-        "held_tokens": 0,
-        "codecs": ("as_is",),
-        "receiver": WorkerId("d0"),
-        "receiver_site": SiteId("west"),
-        "max_lanes": 8,
-    }
-    return PrefillOrder(**(fields | changes))  # type: ignore[arg-type]
+def order_of(
+    tokens: int = 100,
+    *,
+    request_id: str = "r1",
+    fingerprint: Fingerprint = FINGERPRINT,
+    codecs: tuple[str, ...] = ("as_is",),
+    tenant: str = "",
+    deadline_s: float | None = None,
+) -> PrefillOrder:
+    """An order for a prompt of so many tokens."""
+    request = GenerationRequest(RequestId(request_id), "m", tuple(range(tokens)), tenant=tenant, deadline_s=deadline_s)
+    return PrefillOrder(request, fingerprint, 0, codecs, WorkerId("d0"), SiteId("west"), max_lanes=8)
 
 
 class Contents:
@@ -54,14 +60,21 @@ class Contents:
 
     def __init__(self, offer: Offer, seed: int = 0) -> None:
         self.offer = offer
-        self._tensors: dict[tuple[str, int, str, int], np.ndarray] = {}
+        self.truncated = False  # reads come one byte short
+        self._tensors: dict[tuple[str, int, str, int], Array] = {}
         rng = np.random.default_rng(seed)
         for plan in offer.groups:
             for layer in range(len(plan.group.layers)):
                 for tensor in plan.group.tensors:
                     for key, entries in self._keys(plan):
-                        shape = (entries, math.prod(tensor.shape) * tensor.dtype.num_bytes)
-                        self._tensors[(plan.group.name, layer, tensor.name, key)] = rng.integers(0, 256, shape, np.uint8)
+                        shape = (entries, math.prod(tensor.shape))
+                        values = rng.standard_normal(shape, np.float32)
+                        array = (
+                            values.view(np.uint8)
+                            if tensor.dtype is DType.F32
+                            else (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+                        )
+                        self._tensors[(plan.group.name, layer, tensor.name, key)] = array
 
     def read(self, wanted: KvRange) -> bytes:
         plan = next(p for p in self.offer.groups if p.group.name == wanted.group)
@@ -73,7 +86,8 @@ class Contents:
                 else:
                     array = self._tensors[(wanted.group, layer, tensor.name, -1)]
                     parts.append(array[wanted.token_start - plan.token_start : wanted.token_stop - plan.token_start].tobytes())
-        return b"".join(parts)
+        payload = b"".join(parts)
+        return payload[:-1] if self.truncated else payload
 
     @staticmethod
     def _keys(plan: GroupPlan) -> list[tuple[int, int]]:
@@ -96,47 +110,59 @@ def ranges_of(offer: Offer, step_tokens: int = 0) -> list[KvRange]:
     return ranges
 
 
+@dataclass(frozen=True, slots=True)
+class Script:
+    """How a source departs from a prefill that goes well. Counts are of ranges made ready."""
+
+    layer_s: float = 0.0  # between two ranges
+    queue_events: int = 0
+    error: PrfaasError | None = None
+    fail_after: int = 0  # where `error` is raised
+    hang_after: int | None = None  # then nothing more happens
+
+
+WELL = Script()
+
+
 @dataclass
 class FakeSource:
     """A PrefillSource that follows a script."""
 
     contents: Contents
     ranges: list[KvRange]
-    layer_s: float = 0.0
-    fail_after: int | None = None  # raise `error` after so many ranges
-    error: PrfaasError | None = None
-    hang_after: int | None = None  # wait forever after so many ranges
-    queue_events: int = 0
-    first: FirstTokens = FirstTokens((TokenOutput(0, 0, 42),), 0.25, 0.5)
+    script: Script = WELL
+    first: FirstTokens = FIRST
     released: list[bool] = field(default_factory=list)
+    was_released: asyncio.Event = field(default_factory=asyncio.Event)
+    was_read: asyncio.Event = field(default_factory=asyncio.Event)
+    was_closed: asyncio.Event = field(default_factory=asyncio.Event)  # its events are not listened to any more
     reads: int = 0
-    closed: bool = False
 
     async def events(self) -> AsyncIterator[SourceEvent]:
+        script = self.script
         try:
-            for position in range(self.queue_events, 0, -1):
+            for position in range(script.queue_events, 0, -1):
                 yield Queued(position, position * 0.1)
                 await asyncio.sleep(0)
             yield self.contents.offer
-            for count, part in enumerate(self.ranges):
-                if self.fail_after == count and self.error is not None:
-                    raise self.error
-                if self.hang_after == count:
+            for count, part in enumerate([*self.ranges, None]):
+                if script.error is not None and script.fail_after == count:
+                    raise script.error
+                if script.hang_after == count:
                     await asyncio.Event().wait()
-                await asyncio.sleep(self.layer_s)
-                yield RangeReady(part)
-            if self.fail_after == len(self.ranges) and self.error is not None:
-                raise self.error
-            yield self.first
+                await asyncio.sleep(script.layer_s)
+                yield self.first if part is None else RangeReady(part)
         finally:
-            self.closed = True
+            self.was_closed.set()
 
     def read(self, wanted: KvRange) -> memoryview:
         self.reads += 1
+        self.was_read.set()
         return memoryview(self.contents.read(wanted))
 
     def release(self, *, committed: bool) -> None:
         self.released.append(committed)
+        self.was_released.set()
 
 
 class FakeHandler:
@@ -152,7 +178,9 @@ class FakeHandler:
         self.orders.append(order)
         if self._error is not None:
             raise self._error
-        return self._sources.pop(0)
+        wanted = len(order.request.tokens)
+        fitting = (at for at, source in enumerate(self._sources) if source.contents.offer.num_tokens == wanted)
+        return self._sources.pop(next(fitting, 0))
 
 
 class KeepingSink:
@@ -178,6 +206,7 @@ class KeepingSink:
         assert total == expected
 
 
-def source_of(offer: Offer | None = None, *, step_tokens: int = 0, seed: int = 0, **changes: object) -> FakeSource:
+def source_of(offer: Offer | None = None, *, step_tokens: int = 0, seed: int = 0) -> FakeSource:
+    """A source that offers `offer` and makes it ready in steps of `step_tokens` (0: the whole prompt)."""
     contents = Contents(offer or hybrid_offer(), seed)
-    return FakeSource(contents, ranges_of(contents.offer, step_tokens), **changes)  # type: ignore[arg-type]
+    return FakeSource(contents, ranges_of(contents.offer, step_tokens))
