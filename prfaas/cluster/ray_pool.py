@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import socket
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from prfaas.log import logger
 OBJECT_STORE_BYTES = 80 * 1024**2  # Ray's minimum is near this; workers exchange nothing through the object store
 POLL_S = 1.0
 KILL_S = 5.0
+CONNECT_S = 5.0
 CALLS_AT_ONCE = 4  # `pid` must answer while `stop` waits
 
 log = logger(__name__)
@@ -108,6 +110,8 @@ class RayPool:
     def _connect(self, orders: Sequence[WorkerOrder]) -> None:
         if ray.is_initialized():
             raise StartupError("this process already drives a Ray cluster", what="Ray")
+        if self._address is not None:
+            _require_listener(self._address)
         export_environment({"RAY_USAGE_STATS_ENABLED": "0"})
         logger("ray").setLevel("ERROR")
         on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -208,3 +212,17 @@ class RayPool:
                 log.error("an actor did not end within %.0f s of being killed", KILL_S)
             except RayError:
                 continue  # what is hoped for: it is dead
+
+
+def _require_listener(address: str) -> None:
+    """Refuse at once an address where nobody listens, for which Ray would look for half a minute."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdecimal():
+        raise StartupError(
+            f"{address!r} is not the address of a Ray cluster: give HOST:PORT of its head (port 6379, not the client's 10001)",
+            what="Ray",
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise StartupError(f"no Ray cluster answers at {address}: {error}", what="Ray") from error
