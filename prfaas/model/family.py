@@ -44,12 +44,12 @@ class GgufDialect:
 class Family:
     """outline(config, dtype) describes, build(config, spec, weights) reads the weights and returns the network.
 
-    ignorable(name): tensors that a checkpoint may hold and this network does not use.
+    ignorable(config, name): tensors that a checkpoint may hold and this network does not use.
     """
 
     name: str
     architectures: tuple[str, ...]
     outline: Callable[[RawConfig, DType], Outline]
     build: Callable[[RawConfig, ModelSpec, WeightReader], CausalLM]
-    ignorable: Callable[[str], bool]
+    ignorable: Callable[[RawConfig, str], bool]
     gguf: tuple[GgufDialect, ...] = ()

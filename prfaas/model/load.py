@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from prfaas.model.checkpoint import Checkpoint
 from prfaas.model.fingerprint import fingerprint
 from prfaas.model.gguf_file import GgufFile
 from prfaas.model.hf_directory import HfDirectory
+from prfaas.model.quantization import count_parameters, parse_quantization
 from prfaas.model.registry import family_for, gguf_dialect
 from prfaas.model.weights import WeightReader
 from prfaas.modelspec import CacheSpec, DType, ModelSpec
@@ -32,9 +32,9 @@ def load_model(
     family, _ = family_for(checkpoint.config)
     chosen = stored_dtype(checkpoint) if dtype is None else dtype
     spec = _describe(checkpoint, served_name, block_tokens, chosen)
-    weights = WeightReader(checkpoint, dtype=chosen, device=device)
+    weights = WeightReader(checkpoint, parse_quantization(checkpoint.config), dtype=chosen, device=device)
     network = family.build(checkpoint.config, spec, weights)
-    weights.require_all_taken(family.ignorable)
+    weights.require_all_taken(lambda name: family.ignorable(checkpoint.config, name))
     return network
 
 
@@ -78,5 +78,5 @@ def _describe(checkpoint: Checkpoint, served_name: str, block_tokens: int, dtype
         cache=cache,
         eos_token_ids=checkpoint.eos_token_ids,
         fingerprint=fingerprint(checkpoint, cache),
-        num_parameters=sum(math.prod(s) for n, s in checkpoint.shapes().items() if not family.ignorable(n)),
+        num_parameters=count_parameters(checkpoint.shapes(), lambda name: not family.ignorable(checkpoint.config, name)),
     )

@@ -1,40 +1,67 @@
 """Takes weights out of a checkpoint one by one: checks shapes, converts, places on the device, keeps account.
 
-What is left over at the end is a sign that checkpoint and network do not belong together, so it is an error.
+Quantised weights are recognised by the names beside them and expanded as they are taken, unless the caller asks for
+the packed form. What is left over at the end is a sign that checkpoint and network do not belong together, so it is an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from prfaas.errors import ModelLoadError
 from prfaas.model.checkpoint import Checkpoint
+from prfaas.model.kernels.dequantize import expand_fp8_blocks, expand_int4
+from prfaas.model.quantization import PACKED, SCALE, SCALE_INV, SHAPE, Quantization
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """packed: int32 [out, in / 8]; scale: [out, in / group]."""
+
+    packed: torch.Tensor
+    scale: torch.Tensor
 
 
 class WeightReader:
     """Hands each tensor of a checkpoint to the network that is being built."""
 
-    def __init__(self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, quantization: Quantization, *, dtype: torch.dtype, device: torch.device) -> None:
         self._checkpoint = checkpoint
+        self._quantization = quantization
         self._shapes = dict(checkpoint.shapes())
         self._left = set(self._shapes)
         self.dtype = dtype
         self.device = device
 
     def has(self, name: str) -> bool:
-        return name in self._shapes
+        return name in self._shapes or self.is_packed(name)
+
+    def is_packed(self, name: str) -> bool:
+        """Whether a weight is stored as 4-bit values; take it with `take_packed` to keep it so."""
+        return f"{name}{PACKED}" in self._shapes
 
     def first_of(self, names: Sequence[str]) -> str:
         """The first of several spellings that exists. Raises ModelLoadError when none does."""
         for name in names:
-            if name in self._shapes:
+            if self.has(name):
                 return name
         raise ModelLoadError(f"the checkpoint has no tensor {' or '.join(names)}", tensor=names[0])
 
-    def stored(self, name: str) -> torch.Tensor:
-        """The tensor as stored, for formats that are unpacked by the caller."""
+    def take_packed(self, name: str, shape: tuple[int, int]) -> PackedWeight:
+        """A 4-bit weight of logical `shape` without expanding it. Raises ModelLoadError when the shapes disagree."""
+        packed, scale = self._stored(f"{name}{PACKED}"), self._stored(f"{name}{SCALE}")
+        stated = tuple(self._stored(f"{name}{SHAPE}").tolist()) if f"{name}{SHAPE}" in self._shapes else shape
+        group, rest = divmod(shape[1], scale.shape[-1])
+        if stated != shape or tuple(packed.shape) != (shape[0], -(-shape[1] // 8)) or rest or scale.shape[0] != shape[0]:
+            raise ModelLoadError(f"packed tensor {name} has shape {stated}, the configuration asks for {shape}", tensor=name)
+        if group % 8:
+            raise ModelLoadError(f"packed tensor {name} has groups of {group} values, not a multiple of 8", tensor=name)
+        return PackedWeight(packed.to(self.device), scale.to(self.device))
+
+    def _stored(self, name: str) -> torch.Tensor:
         if name not in self._shapes:
             raise ModelLoadError(f"the checkpoint has no tensor {name}", tensor=name)
         self._left.discard(name)
@@ -45,12 +72,19 @@ class WeightReader:
 
         A stored shape that differs only by axes of length one is accepted. Raises ModelLoadError otherwise.
         """
-        tensor = self.stored(name)
+        wanted = self.dtype if dtype is None else dtype
+        if self.is_packed(name):
+            words = self.take_packed(name, (shape[0], shape[1]))
+            return expand_int4(words.packed, words.scale, wanted)
+        tensor = self._stored(name)
         if _squeezed(tensor.shape) != _squeezed(shape):
             raise ModelLoadError(
                 f"tensor {name} has shape {tuple(tensor.shape)}, the configuration asks for {tuple(shape)}", tensor=name
             )
-        return tensor.to(device=self.device, dtype=self.dtype if dtype is None else dtype).reshape(tuple(shape))
+        if f"{name}{SCALE_INV}" in self._shapes:
+            scale = self._stored(f"{name}{SCALE_INV}").to(self.device)
+            return expand_fp8_blocks(tensor.to(self.device), scale, self._quantization.fp8_block, wanted)
+        return tensor.to(device=self.device, dtype=wanted).reshape(tuple(shape))
 
     def take_rows(self, names: Sequence[str], num_rows: Sequence[int], num_columns: int) -> torch.Tensor:
         """Several [rows, columns] matrices stacked into one, so that one product computes all of them."""

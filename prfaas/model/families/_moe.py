@@ -9,7 +9,14 @@ import torch
 from prfaas.errors import ModelLoadError
 from prfaas.model.config_reader import ConfigReader
 from prfaas.model.layers.mlp import read_mlp
-from prfaas.model.layers.moe import DenseExperts, MixtureOfExperts, SigmoidRouter
+from prfaas.model.layers.moe import (
+    DenseExperts,
+    Experts,
+    MixtureOfExperts,
+    PackedExpert,
+    PackedExperts,
+    SigmoidRouter,
+)
 from prfaas.model.weights import WeightReader
 
 
@@ -34,6 +41,15 @@ class ExpertNames:
     gate: str
     up: str
     down: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertShape:
+    """Routed experts of one layer: how many, and their widths."""
+
+    num_experts: int
+    hidden: int
+    inner: int
 
 
 def parse_moe(config: ConfigReader) -> MoeConfig:
@@ -69,12 +85,19 @@ def read_router(weights: WeightReader, prefix: str, moe: MoeConfig, hidden: int)
     )
 
 
-def read_experts(weights: WeightReader, prefix: str, moe: MoeConfig, hidden: int, names: ExpertNames) -> DenseExperts:
-    """Read PREFIX.experts.E.NAME.weight into two stacked tensors, one expert at a time."""
-    inner = moe.inner
-    gate_up = torch.empty(moe.num_experts, 2 * inner, hidden, dtype=weights.dtype, device=weights.device)
-    down = torch.empty(moe.num_experts, hidden, inner, dtype=weights.dtype, device=weights.device)
-    for expert in range(moe.num_experts):
+def read_experts(weights: WeightReader, prefix: str, shape: ExpertShape, names: ExpertNames) -> Experts:
+    """Read PREFIX.experts.E.NAME.weight into stacked tensors, one expert at a time; 4-bit experts stay packed."""
+    hidden, inner = shape.hidden, shape.inner
+    if weights.has(f"{prefix}.experts.gate_up_proj"):  # stored stacked, gate rows first
+        return DenseExperts(
+            weights.take(f"{prefix}.experts.gate_up_proj", (shape.num_experts, 2 * inner, hidden)),
+            weights.take(f"{prefix}.experts.down_proj", (shape.num_experts, hidden, inner)),
+        )
+    if weights.is_packed(f"{prefix}.experts.0.{names.gate}.weight"):
+        return _read_packed_experts(weights, prefix, shape, names)
+    gate_up = torch.empty(shape.num_experts, 2 * inner, hidden, dtype=weights.dtype, device=weights.device)
+    down = torch.empty(shape.num_experts, hidden, inner, dtype=weights.dtype, device=weights.device)
+    for expert in range(shape.num_experts):
         base = f"{prefix}.experts.{expert}"
         gate_up[expert, :inner].copy_(weights.take(f"{base}.{names.gate}.weight", (inner, hidden)))
         gate_up[expert, inner:].copy_(weights.take(f"{base}.{names.up}.weight", (inner, hidden)))
@@ -82,9 +105,24 @@ def read_experts(weights: WeightReader, prefix: str, moe: MoeConfig, hidden: int
     return DenseExperts(gate_up, down)
 
 
+def _read_packed_experts(weights: WeightReader, prefix: str, shape: ExpertShape, names: ExpertNames) -> PackedExperts:
+    parts: list[PackedExpert] = []
+    for expert in range(shape.num_experts):
+        base = f"{prefix}.experts.{expert}"
+        gate = weights.take_packed(f"{base}.{names.gate}.weight", (shape.inner, shape.hidden))
+        up = weights.take_packed(f"{base}.{names.up}.weight", (shape.inner, shape.hidden))
+        down = weights.take_packed(f"{base}.{names.down}.weight", (shape.hidden, shape.inner))
+        parts.append(
+            PackedExpert(torch.cat((gate.packed, up.packed)), torch.cat((gate.scale, up.scale)), down.packed, down.scale)
+        )
+    return PackedExperts(tuple(parts))
+
+
 def read_moe(weights: WeightReader, prefix: str, moe: MoeConfig, hidden: int, names: ExpertNames) -> MixtureOfExperts:
     """Router, routed experts, and the shared expert as one block as wide as all shared experts together."""
     shared = read_mlp(weights, f"{prefix}.shared_experts", hidden, moe.inner * moe.num_shared) if moe.num_shared else None
     return MixtureOfExperts(
-        read_router(weights, prefix, moe, hidden), read_experts(weights, prefix, moe, hidden, names), shared
+        read_router(weights, prefix, moe, hidden),
+        read_experts(weights, prefix, ExpertShape(moe.num_experts, hidden, moe.inner), names),
+        shared,
     )

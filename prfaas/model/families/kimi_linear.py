@@ -33,8 +33,7 @@ class KimiLinearConfig:
     hidden: int
     inner: int
     num_layers: int
-    num_dense: int
-    moe_freq: int
+    dense_layers: frozenset[int]
     eps: float
     max_context_tokens: int
     tied: bool
@@ -46,9 +45,6 @@ class KimiLinearConfig:
     moe: MoeConfig
     lower_bound: float | None
     full_rank_gate: bool
-
-    def is_moe(self, layer: int) -> bool:
-        return layer >= self.num_dense and layer % self.moe_freq == 0
 
 
 def parse(raw: RawConfig) -> KimiLinearConfig:
@@ -69,8 +65,7 @@ def parse(raw: RawConfig) -> KimiLinearConfig:
         hidden=config.integer("hidden_size"),
         inner=config.integer("intermediate_size"),
         num_layers=num_layers,
-        num_dense=config.integer("first_k_dense_replace", default=0),
-        moe_freq=config.integer("moe_layer_freq", default=1),
+        dense_layers=_dense_layers(config, num_layers),
         eps=config.number("rms_norm_eps"),
         max_context_tokens=config.integer("model_max_length", "max_position_embeddings"),
         tied=config.boolean("tie_word_embeddings", default=False),
@@ -83,6 +78,15 @@ def parse(raw: RawConfig) -> KimiLinearConfig:
         lower_bound=linear.number("gate_lower_bound") if linear.has("gate_lower_bound") else None,
         full_rank_gate=linear.boolean("use_full_rank_gate", default=False),
     )
+
+
+def _dense_layers(config: ConfigReader, num_layers: int) -> frozenset[int]:
+    """Layers with a plain feed-forward: named one by one (transformers), or the first few (published checkpoints)."""
+    if config.has("mlp_layer_types"):
+        kinds = config.texts("mlp_layer_types")
+        return frozenset(i for i, kind in enumerate(kinds) if kind == "dense")
+    first, every = config.integer("first_k_dense_replace", default=1), config.integer("moe_layer_freq", default=1)
+    return frozenset(i for i in range(num_layers) if i < first or i % every)
 
 
 def outline(raw: RawConfig, dtype: DType) -> Outline:
@@ -136,7 +140,7 @@ def _block(config: KimiLinearConfig, weights: WeightReader, layer: int) -> Block
 
 
 def _feed_forward(config: KimiLinearConfig, weights: WeightReader, prefix: str, layer: int) -> FeedForward:
-    if config.is_moe(layer):
+    if layer not in config.dense_layers:
         return read_moe(weights, f"{prefix}.block_sparse_moe", config.moe, config.hidden, _EXPERT_NAMES)
     # transformers writes a dense layer under the name of the experts' module; the published checkpoint does not.
     written = weights.first_of([f"{prefix}.mlp.gate_proj.weight", f"{prefix}.block_sparse_moe.gate_proj.weight"])
@@ -183,5 +187,5 @@ FAMILY = Family(
     architectures=("KimiLinearForCausalLM",),
     outline=outline,
     build=build,
-    ignorable=lambda name: name.endswith("rotary_emb.inv_freq"),
+    ignorable=lambda _raw, name: name.endswith("rotary_emb.inv_freq"),
 )

@@ -126,9 +126,9 @@ def _norm(config: LlamaConfig, weights: WeightReader, name: str) -> RmsNorm:
     return RmsNorm(weights.take(f"{name}.weight", (config.hidden,), torch.float32), config.eps)
 
 
-def _ignorable(name: str) -> bool:
+def _ignorable(raw: RawConfig, name: str) -> bool:
     """Old checkpoints store rope frequencies; tied ones may repeat the embedding as the head."""
-    return name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight"
+    return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and parse(raw).tied)
 
 
 _GGUF_NAMES = {

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from prfaas.model.kernels.dequantize import expand_int4
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -68,6 +70,32 @@ class SigmoidRouter:
 
 
 @dataclass(frozen=True, slots=True)
+class SoftmaxRouter:
+    """The best of a softmax over all experts, optionally renormalised over the chosen ones. weight: [E, hidden]."""
+
+    weight: torch.Tensor
+    top_k: int
+    normalise: bool
+
+    def __call__(self, x: torch.Tensor) -> Choice:
+        weights, ids = torch.softmax(F.linear(x, self.weight).float(), dim=-1).topk(self.top_k, dim=-1)
+        if self.normalise:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        return Choice(ids, weights)
+
+
+@dataclass(frozen=True, slots=True)
+class GatedFeedForward:
+    """A shared expert whose output a single sigmoid gate weighs per token."""
+
+    gate: Callable[[torch.Tensor], torch.Tensor]
+    inner: Callable[[torch.Tensor], torch.Tensor]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gate(x).sigmoid() * self.inner(x)
+
+
+@dataclass(frozen=True, slots=True)
 class DenseExperts:
     """gate_up: [E, 2 * inner, hidden], gate rows first; down: [E, hidden, inner]. SiLU gate."""
 
@@ -77,6 +105,28 @@ class DenseExperts:
     def run(self, expert: int, x: torch.Tensor) -> torch.Tensor:
         gate, up = F.linear(x, self.gate_up[expert]).chunk(2, dim=-1)
         return F.linear(F.silu(gate) * up, self.down[expert])
+
+
+@dataclass(frozen=True, slots=True)
+class PackedExpert:
+    """One expert in 4 bits: packed int32 [out, in / 8] and scale [out, in / group]; gate rows before up rows."""
+
+    gate_up: torch.Tensor
+    gate_up_scale: torch.Tensor
+    down: torch.Tensor
+    down_scale: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PackedExperts:
+    """Experts that stay in 4 bits in memory; the one that runs is expanded for the time of its product."""
+
+    experts: tuple[PackedExpert, ...]
+
+    def run(self, expert: int, x: torch.Tensor) -> torch.Tensor:
+        one = self.experts[expert]
+        gate, up = F.linear(x, expand_int4(one.gate_up, one.gate_up_scale, x.dtype)).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, expand_int4(one.down, one.down_scale, x.dtype))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from prfaas.model.tiny.layouts import LAYOUTS
 from prfaas.model.tiny.tokenizer import SPECIAL_TOKENS, write_tokenizer
 
 _LOGIT_SPREAD = 4.0  # standard deviation of a logit row
+_CENTRED_NORMS = ("Qwen3NextForCausalLM", "Gemma3ForCausalLM")
 _KEPT_IN_FLOAT32 = ("A_log", "dt_bias", "e_score_correction_bias")
 
 
@@ -37,7 +38,14 @@ class TinyModel:
 
 
 TINY_MODELS: Mapping[str, TinyModel] = {
-    model.name: model for model in (TinyModel("tiny-kimi-linear", configs.KIMI_LINEAR), TinyModel("tiny-llama", configs.LLAMA))
+    model.name: model
+    for model in (
+        TinyModel("tiny-kimi-linear", configs.KIMI_LINEAR),
+        TinyModel("tiny-llama", configs.LLAMA),
+        TinyModel("tiny-deepseek-v3", configs.DEEPSEEK_V3),
+        TinyModel("tiny-qwen3-next", configs.QWEN3_NEXT),
+        TinyModel("tiny-gemma3", configs.GEMMA3),
+    )
 }
 
 
@@ -54,7 +62,8 @@ def write_model(model: TinyModel, directory: Path) -> None:
     config = dict(model.config)
     text = dict(config.get("text_config", config))
     layout = LAYOUTS[config["architectures"][0]]
-    tensors = {name: _values(model.seed, name, shape) for name, shape in layout(config)}
+    centred = config["architectures"][0] in _CENTRED_NORMS
+    tensors = {name: _values(model.seed, name, shape, centred=centred) for name, shape in layout(config)}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     generation = {key: text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in text}
     for file_name, document in (("config.json", config), ("generation_config.json", generation)):
@@ -62,7 +71,8 @@ def write_model(model: TinyModel, directory: Path) -> None:
     write_tokenizer(directory, int(text.get("max_position_embeddings") or text["model_max_length"]))
 
 
-def _values(seed: int, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+def _values(seed: int, name: str, shape: tuple[int, ...], *, centred: bool) -> torch.Tensor:
+    """centred: norm weights (but not a DeltaNet's own) are stored as the difference from one."""
     digest = hashlib.sha256(f"{seed}|{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     leaf = name.removesuffix(".weight").rpartition(".")[2]
@@ -79,7 +89,7 @@ def _values(seed: int, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         values = noise * (_LOGIT_SPREAD * shape[-1] ** -0.5)
         values[: len(SPECIAL_TOKENS)] = 0.0  # markers are never the best choice, so output has a predictable length
     elif "norm" in leaf:
-        values = 1.0 + 0.1 * noise
+        values = (0.0 if centred and ".linear_attn." not in name else 1.0) + 0.1 * noise
     elif leaf == "embed_tokens":
         values = noise * 0.5
     else:

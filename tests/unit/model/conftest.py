@@ -14,7 +14,7 @@ from tests.support.tiny_models import tiny_model
 @pytest.fixture(autouse=True, scope="session")
 def _quiet_torch() -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # two threads wait for each other on a busy machine
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield

@@ -39,13 +39,13 @@ def test_greedy_tokens_equal_transformers_and_do_not_loop(name: str, tiny: Calla
     directory = tiny(name)
     network, reference = load_ours(directory), load_reference(directory)
     prompt = random_tokens(70, network.spec.vocab_size, seed=3)
-    wanted = reference.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)[0, len(prompt) :].tolist()
+    wanted = reference.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0, len(prompt) :].tolist()
     runner = PagedRunner(network)
     sequence = runner.start()
     logits = runner.run((sequence, prompt))
     drawn = []
-    for _ in range(40):
+    for _ in range(24):
         drawn.append(int(logits[-1].argmax()))
         logits = runner.run((sequence, [drawn[-1]]))
     assert drawn == wanted
-    assert len(set(drawn)) > 15
+    assert len(set(drawn)) > 12
