@@ -20,6 +20,7 @@ from prfaas.types import (
     GenerationRequest,
     LinkView,
     Role,
+    SiteId,
     WorkerId,
     WorkerInfo,
     WorkerLoad,
@@ -38,14 +39,13 @@ LINK_EXPIRY_S = 30.0  # link reports older than this say nothing about the link
 
 @dataclass(slots=True)
 class _Member:
-    """A registered worker. `view` is rebuilt when `load`, `seen_s`, `suspect` or the ledger's sums change."""
+    """A registered worker."""
 
     info: WorkerInfo
-    cache: CacheSpec
+    facts: WorkerView  # what does not change while it is registered
     load: WorkerLoad
     seen_s: float
-    suspect: bool
-    view: WorkerView
+    suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,8 @@ class Fleet:
         self._member_timeout_s = member_timeout_s
         self._tuning = tuning
         self._members: dict[WorkerId, _Member] = {}
+        self._decode: dict[WorkerId, WorkerView] = {}
+        self._prefill: dict[SiteId, dict[WorkerId, WorkerView]] = {}
         self._index = PrefixIndex()
         self._ledger = Ledger()
         self._board = LinkBoard(LINK_EXPIRY_S)
@@ -79,11 +81,10 @@ class Fleet:
         """Add a worker, or replace what is known of an earlier start of it or of its other role."""
         old = self._members.pop(info.worker_id, None)
         if old is not None:
+            self._drop_view(old.info)
             self._leave(old.info)
-        cache = cache_spec(info)
         now_s = self._clock.now_s()
-        load = WorkerLoad(free_blocks=info.total_blocks)
-        member = _Member(info, cache, load, now_s, False, _unloaded_view(info, cache, now_s))
+        member = _Member(info, _facts(info, now_s), WorkerLoad(free_blocks=info.total_blocks), now_s)
         self._members[info.worker_id] = member
         self._index.add_worker(info.worker_id, Family(info.fingerprint_digest, info.block_tokens, info.cache_groups))
         self._expected.add((info.site, info.role))
@@ -142,7 +143,7 @@ class Fleet:
             self._expected.discard((info.site, info.role))
 
     def _forget(self, worker_id: WorkerId) -> None:
-        del self._members[worker_id]
+        self._drop_view(self._members.pop(worker_id).info)
         self._index.remove_worker(worker_id)
         self._board.forget(worker_id)
         self._view = None
@@ -152,10 +153,9 @@ class Fleet:
     def view(self) -> FleetView:
         """The fleet as it stands. Rebuilt only after a change."""
         if self._view is None:
-            members = self._members.values()
             self._view = FleetView(
-                decode=tuple(member.view for member in members if not member.info.role.opens_prefill),
-                prefill=tuple(member.view for member in members if member.info.role.opens_prefill),
+                decode=tuple(self._decode.values()),
+                prefill={site: tuple(views.values()) for site, views in self._prefill.items()},
                 links=self._links,
                 tuning=self._tuning,
                 member_timeout_s=self._member_timeout_s,
@@ -181,7 +181,7 @@ class Fleet:
         decision = verdict.decision
         decode = self._members.get(decision.decode_worker)
         prefiller = decision.candidates[0].worker_id if decision.candidates else decision.decode_worker
-        block_tokens = decode.cache.block_tokens if decode is not None else 1
+        block_tokens = decode.info.block_tokens if decode is not None else 1
         held = view.cached_tokens.get(decision.decode_worker, 0)
         dispatch = Dispatch(
             decode_worker=decision.decode_worker,
@@ -228,18 +228,29 @@ class Fleet:
     def _refresh(self, member: _Member) -> None:
         """Rebuild a member's view: reported load, or what stands in the ledger where that is more."""
         load, sent = member.load, self._ledger.of(member.info.worker_id)
-        member.view = replace(
-            member.view,
+        view = replace(
+            member.facts,
             seen_s=member.seen_s,
             running=max(load.running + load.waiting, sent.sequences),
             waiting=load.waiting,
-            free_blocks=max(0, load.free_blocks + load.cached_blocks - sent.blocks),
+            free_tokens=max(0, load.free_blocks + load.cached_blocks - sent.blocks) * member.info.block_tokens,
             queued_tokens=max(load.waiting_prefill_tokens, sent.prefill_tokens),
             prefill_tokens_per_s=load.prefill_tokens_per_s,
             decode_step_s=load.decode_step_s,
             draining=load.draining,
             suspect=member.suspect,
         )
+        self._views_of(member.info)[view.worker_id] = view
+        self._view = None
+
+    def _views_of(self, info: WorkerInfo) -> dict[WorkerId, WorkerView]:
+        return self._prefill.setdefault(info.site, {}) if info.role.opens_prefill else self._decode
+
+    def _drop_view(self, info: WorkerInfo) -> None:
+        views = self._views_of(info)
+        views.pop(info.worker_id, None)
+        if info.role.opens_prefill and not views:
+            del self._prefill[info.site]
         self._view = None
 
     # ------------------------------------------------------------------ the gateway's side
@@ -293,7 +304,7 @@ def _cache_group(info: CacheGroupInfo) -> CacheGroup:
     return CacheGroup(info.name, info.kind, (0,), (tensor,), info.window_tokens)
 
 
-def _unloaded_view(info: WorkerInfo, cache: CacheSpec, now_s: float) -> WorkerView:
+def _facts(info: WorkerInfo, now_s: float) -> WorkerView:
     return WorkerView(
         worker_id=info.worker_id,
         site=info.site,
@@ -301,9 +312,8 @@ def _unloaded_view(info: WorkerInfo, cache: CacheSpec, now_s: float) -> WorkerVi
         address=info.address,
         model=info.model,
         fingerprint_digest=info.fingerprint_digest,
-        max_context_tokens=info.max_context_tokens,
-        cache=cache,
-        total_blocks=info.total_blocks,
+        cache=cache_spec(info),
+        max_prompt_tokens=min(info.max_context_tokens - 1, info.total_blocks * info.block_tokens),
         max_running=max(1, info.max_running),
         seen_s=now_s,
     )

@@ -1,9 +1,10 @@
 """A hash table from block names to the set of workers that hold the block, vectorised over many names at once.
 
-Keys are the low 64 bits of a block name: among 10 million blocks a 1,500-block prompt meets a false key with
-probability 1e-9, and a false promise costs time, never a wrong token. Values are bit sets, one bit for each worker.
-Open addressing with linear probing; a block that nobody holds any more keeps its slot, with an empty set, until the
-next rebuild. Knows nothing of prefixes, groups or what the bits stand for.
+Keys are the low 64 bits of a block name, and never zero: among 10 million blocks a 1,500-block prompt meets a false
+key with probability 1e-9, and a false promise costs time, never a wrong token. Values are bit sets, one bit for each
+worker. Buckets of eight keys fill one cache line each; a key whose bucket is full goes to the next one. A block that
+nobody holds any more keeps its slot, with an empty set, until the next rebuild. Knows nothing of prefixes, groups or
+what the bits stand for.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Keys = NDArray[np.uint64]
+Keys = NDArray[np.uint64]  # [n]
 Masks = NDArray[np.uint64]  # [n, words]
+Slots = NDArray[np.int64]  # [n]
 
 WORD_BITS = 64
-_MIN_SLOTS = 1024
+NO_KEY = np.uint64(0)  # marks an empty slot
+_BUCKET = 8  # keys of 8 bytes in a cache line of 64
+_MIN_BUCKETS = 128
 _MAX_LOAD = 0.6
-_EMPTY = np.uint64(0)
 _ONE = np.uint64(1)
 
 
@@ -26,9 +29,13 @@ class HolderTable:
 
     def __init__(self, words: int = 1) -> None:
         self._words = words
+        self._allocate(_MIN_BUCKETS)
+
+    def _allocate(self, buckets: int) -> None:
         self._used = 0  # slots with a key, held by somebody or not
-        self._keys: Keys = np.zeros(_MIN_SLOTS, dtype=np.uint64)
-        self._masks: Masks = np.zeros((_MIN_SLOTS, words), dtype=np.uint64)
+        self._keys = _cache_aligned(buckets)  # [buckets, 8], filled from the left
+        self._fill: NDArray[np.int64] = np.zeros(buckets, dtype=np.int64)
+        self._masks: Masks = np.zeros((buckets * _BUCKET, self._words), dtype=np.uint64)
 
     @property
     def num_keys(self) -> int:
@@ -37,23 +44,23 @@ class HolderTable:
 
     @property
     def num_bytes(self) -> int:
-        return self._keys.nbytes + self._masks.nbytes
+        return self._keys.nbytes + self._masks.nbytes + self._fill.nbytes
 
     def lookup(self, keys: Keys) -> Masks:
         """The holders of each key, [len(keys), words]; all zero where the key is unknown."""
         slots, known = self._find(keys)
-        masks = self._masks[slots]
+        masks: Masks = self._masks.take(slots, axis=0)
         masks[~known] = 0
         return masks
 
     def add(self, keys: Keys, bit: int) -> None:
         """Record that worker `bit` holds these blocks. Keys may repeat."""
-        if (self._used + len(keys)) > len(self._keys) * _MAX_LOAD:
+        if self._used + len(keys) > self._keys.size * _MAX_LOAD:
             self._rebuild(self._used + len(keys))
-        keys = np.unique(self._real(keys))
+        keys = np.unique(keys)
         slots, known = self._find(keys)
         if not known.all():
-            slots[~known] = self._insert(keys[~known], slots[~known])
+            slots[~known] = self._insert(keys[~known])
         self._masks[slots, bit // WORD_BITS] |= _ONE << np.uint64(bit % WORD_BITS)
 
     def discard(self, keys: Keys, bit: int) -> None:
@@ -68,55 +75,70 @@ class HolderTable:
     def widen(self, words: int) -> None:
         """Make room for bits up to words * 64."""
         if words > self._words:
-            masks = np.zeros((len(self._keys), words), dtype=np.uint64)
+            masks = np.zeros((self._keys.size, words), dtype=np.uint64)
             masks[:, : self._words] = self._masks
             self._masks, self._words = masks, words
 
-    @staticmethod
-    def _real(keys: Keys) -> Keys:
-        """Zero marks an empty slot, so the name zero is stored as one."""
-        return np.where(keys == _EMPTY, _ONE, keys)
+    def _home(self, keys: Keys) -> Slots:
+        home: Slots = (keys & np.uint64(len(self._keys) - 1)).view(np.int64)
+        return home
 
-    def _find(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """For each key its slot and True, or the empty slot that ends its probe sequence and False."""
-        keys = self._real(keys)
-        last = np.uint64(len(self._keys) - 1)
-        slots = (keys & last).astype(np.int64)
-        found = self._keys[slots]
-        known = found == keys
-        pending = np.flatnonzero(~known & (found != _EMPTY))
-        while len(pending):
-            slots[pending] = (slots[pending] + 1) & int(last)
-            found = self._keys[slots[pending]]
-            hit = found == keys[pending]
-            known[pending[hit]] = True
-            pending = pending[~hit & (found != _EMPTY)]
+    def _find(self, keys: Keys) -> tuple[Slots, NDArray[np.bool_]]:
+        """For each key its slot and True, or some slot and False."""
+        buckets = self._home(keys)
+        slots, known, full = self._look(keys, buckets)
+        pending = np.flatnonzero(full & ~known)
+        while len(pending):  # only past buckets that overflowed
+            buckets[pending] = (buckets[pending] + 1) & (len(self._keys) - 1)
+            slots[pending], found, full = self._look(keys[pending], buckets[pending])
+            known[pending] = found
+            pending = pending[full & ~found]
         return slots, known
 
-    def _insert(self, keys: Keys, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Place distinct unknown keys, starting from the empty slots that `_find` gave; returns their slots."""
-        last = len(self._keys) - 1
-        slots = slots.copy()
+    def _look(self, keys: Keys, buckets: Slots) -> tuple[Slots, NDArray[np.bool_], NDArray[np.bool_]]:
+        """Look into one bucket for each key: slot, whether it is there, and whether the bucket is full."""
+        rows = self._keys.take(buckets, axis=0)
+        column = (rows == keys[:, None]).argmax(axis=1)
+        slots = buckets * _BUCKET + column
+        known = self._keys.reshape(-1).take(slots) == keys
+        return slots, known, rows[:, _BUCKET - 1] != NO_KEY
+
+    def _insert(self, keys: Keys) -> Slots:
+        """Place distinct unknown keys; returns their slots."""
+        slots = np.empty(len(keys), dtype=np.int64)
+        buckets = self._home(keys)
         pending = np.arange(len(keys))
+        flat = self._keys.reshape(-1)
         while len(pending):
-            free = self._keys[slots[pending]] == _EMPTY
-            trying = pending[free]
-            self._keys[slots[trying]] = keys[trying]  # where two keys meet, the later write stays
-            pending = pending[self._keys[slots[pending]] != keys[pending]]
-            slots[pending] = (slots[pending] + 1) & last
+            pending = pending[np.argsort(buckets[pending], kind="stable")]
+            target = buckets[pending]
+            first = np.searchsorted(target, target)  # where each bucket's run of newcomers starts
+            column = self._fill[target] + np.arange(len(pending)) - first
+            fits = column < _BUCKET
+            placed, at = pending[fits], target[fits] * _BUCKET + column[fits]
+            slots[placed] = at
+            flat[at] = keys[placed]
+            np.add.at(self._fill, target[fits], 1)
+            pending = pending[~fits]
+            buckets[pending] = (buckets[pending] + 1) & (len(self._keys) - 1)
         self._used += len(keys)
         return slots
 
     def _rebuild(self, wanted: int) -> None:
         """Drop names that nobody holds, and double until `wanted` keys fit comfortably."""
-        alive = np.flatnonzero((self._keys != _EMPTY) & self._masks.any(axis=1))
-        keys, masks = self._keys[alive], self._masks[alive]
-        size = len(self._keys)
+        flat = self._keys.reshape(-1)
+        alive = np.flatnonzero((flat != NO_KEY) & self._masks.any(axis=1))
+        keys, masks, buckets = flat[alive], self._masks[alive], len(self._keys)
         wanted -= self._used - len(alive)
-        while wanted > size * _MAX_LOAD * 0.75:
-            size *= 2
-        self._keys = np.zeros(size, dtype=np.uint64)
-        self._masks = np.zeros((size, self._words), dtype=np.uint64)
-        self._used = 0
-        slots, _ = self._find(keys)
-        self._masks[self._insert(keys, slots)] = masks
+        while wanted > buckets * _BUCKET * _MAX_LOAD * 0.75:
+            buckets *= 2
+        self._allocate(buckets)
+        self._masks[self._insert(keys)] = masks
+
+
+def _cache_aligned(buckets: int) -> NDArray[np.uint64]:
+    """Zeroed keys, [buckets, 8], each bucket in one cache line."""
+    line = _BUCKET * 8
+    raw = np.zeros(buckets * _BUCKET + _BUCKET, dtype=np.uint64)
+    skip = (-raw.ctypes.data % line) // 8
+    return raw[skip : skip + buckets * _BUCKET].reshape(buckets, _BUCKET)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 
 from prfaas.errors import NoWorkerAvailable
-from prfaas.types import Role
+from prfaas.types import Role, SiteId, WorkerId
 from router.policy import filters, scorers
 from router.policy.view import FleetView, Link, RequestView, WorkerView
 
@@ -17,31 +18,54 @@ class Prefiller:
     worker: WorkerView
     missing_tokens: int
     cost_s: float
-    copy_allowed: bool  # its cached prefix counts: same site, or the link has bandwidth to spare
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The chosen decode worker and both kinds of prefill worker, each cheapest first."""
+    """The chosen decode worker, and the cheapest few prefill workers of either kind, cheapest first."""
 
     decode: WorkerView
     inline_missing_tokens: int
     kv_bytes: int
     local: tuple[Prefiller, ...]
     remote: tuple[Prefiller, ...]
-
-    @property
-    def local_missing_tokens(self) -> int:
-        """Uncached tokens judged by the decode site's own caches alone (l_total - l_pd)."""
-        return min((p.missing_tokens for p in self.local), default=self.inline_missing_tokens)
+    local_missing_tokens: int | None  # least that any prefill worker of the decode site would compute
+    holder: Prefiller | None  # the far worker with the longest prefix, among those whose link has bandwidth to spare
 
 
-def survey(request: RequestView, view: FleetView, now_s: float) -> Options:
-    """Choose the decode worker, then list who could prefill for it.
+def survey(request: RequestView, view: FleetView, now_s: float, limit: int) -> Options:
+    """Choose the decode worker, then list the `limit` cheapest workers of either kind that could prefill for it.
 
     Raises:
         NoWorkerAvailable: no decode worker is alive and large enough.
     """
+    decode = choose_decode(request, view, now_s)
+    num_bytes = scorers.kv_bytes(decode, request)
+    local: list[_Ranked] = []
+    remote: list[_Ranked] = []
+    holders: list[_Ranked] = []
+    for site in view.prefill:
+        ranked = _rank(request, view, decode, site, num_bytes, now_s)
+        if site == decode.site:
+            local = ranked
+        else:
+            remote += ranked
+            if Link(site, decode.site) not in view.tuning.scarce:
+                holders += ranked
+    holder = min(holders, key=lambda r: (r[2], r[0], r[1]), default=None)
+    return Options(
+        decode=decode,
+        inline_missing_tokens=scorers.prefill_tokens(decode, request),
+        kv_bytes=num_bytes,
+        local=tuple(_prefiller(r) for r in heapq.nsmallest(limit, local)),
+        remote=tuple(_prefiller(r) for r in heapq.nsmallest(limit, remote)),
+        local_missing_tokens=min((r[2] for r in local), default=None),
+        holder=None if holder is None else _prefiller(holder),
+    )
+
+
+def choose_decode(request: RequestView, view: FleetView, now_s: float) -> WorkerView:
+    """The cheapest decode worker. Raises NoWorkerAvailable."""
     able = filters.decode_workers(request, view, now_s)
     if not able:
         raise NoWorkerAvailable(
@@ -50,25 +74,28 @@ def survey(request: RequestView, view: FleetView, now_s: float) -> Options:
             role=Role.DECODE.value,
             model=request.model,
         )
-    decode = min(able, key=lambda worker: scorers.decode_cost(worker, request))
-    num_bytes = scorers.kv_bytes(decode, request)
-    local: list[Prefiller] = []
-    remote: list[Prefiller] = []
-    for worker in filters.prefill_workers(request, view, decode, now_s):
-        near = worker.site == decode.site
-        path = Link(worker.site, decode.site)
-        link = view.links.get(path)
-        cost_s = scorers.prefill_cost_s(worker, request, None if near else link, num_bytes)
-        option = Prefiller(worker, scorers.prefill_tokens(worker, request), cost_s, near or path not in view.tuning.scarce)
-        (local if near else remote).append(option)
-    return Options(
-        decode=decode,
-        inline_missing_tokens=scorers.prefill_tokens(decode, request),
-        kv_bytes=num_bytes,
-        local=_cheapest_first(local),
-        remote=_cheapest_first(remote),
-    )
+    return min(able, key=lambda worker: scorers.decode_cost(worker, request))
 
 
-def _cheapest_first(options: list[Prefiller]) -> tuple[Prefiller, ...]:
-    return tuple(sorted(options, key=lambda p: (p.cost_s, p.worker.worker_id)))
+_Ranked = tuple[float, WorkerId, int, WorkerView]  # cost, id (so that equal costs have an order), missing tokens, worker
+
+
+def _rank(
+    request: RequestView, view: FleetView, decode: WorkerView, site: SiteId, num_bytes: int, now_s: float
+) -> list[_Ranked]:
+    """The site's able workers with their costs. What holds for the whole site is computed once."""
+    rtt_s = stream_s = 0.0
+    if site != decode.site:
+        link = view.links.get(Link(site, decode.site))
+        rtt_s = link.rtt_s if link is not None else 0.0
+        stream_s = scorers.stream_s(link, num_bytes)
+    ranked: list[_Ranked] = []
+    for worker in filters.prefill_workers(request, view, decode, site, now_s):
+        missing = scorers.prefill_tokens(worker, request)
+        ranked.append((scorers.prefill_cost_s(worker, missing, rtt_s, stream_s), worker.worker_id, missing, worker))
+    return ranked
+
+
+def _prefiller(ranked: _Ranked) -> Prefiller:
+    cost_s, _, missing, worker = ranked
+    return Prefiller(worker, missing, cost_s)

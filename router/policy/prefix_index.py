@@ -26,9 +26,10 @@ from prfaas.types import (
     GroupKind,
     WorkerId,
 )
-from router.policy.holder_table import WORD_BITS, HolderTable, Keys, Masks
+from router.policy.holder_table import NO_KEY, WORD_BITS, HolderTable, Keys, Masks
 
-_FIRST_LOOK_BLOCKS = 64  # most prompts are new after a few blocks: look at these before all others
+_FIRST_LOOK_BLOCKS = 64
+_LOOK_FURTHER = 4  # each further look takes so many times as many blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +54,17 @@ def name_prompt(request: GenerationRequest, block_sizes: Iterable[int]) -> dict[
 
 
 def block_keys(hashes: Sequence[BlockHash]) -> Keys:
-    """Low 64 bits of each name. Raises InvalidRequest when a name is not 16 bytes long."""
+    """Keys for the holder table: the low 64 bits of each name, never zero.
+
+    Raises:
+        InvalidRequest: a name is not 16 bytes long.
+    """
     if any(len(name) != HASH_BYTES for name in hashes):
         raise InvalidRequest(f"a block name must have {HASH_BYTES} bytes", param="hashes")
     words: NDArray[np.uint64] = np.frombuffer(b"".join(hashes), dtype="<u8").astype(np.uint64, copy=False)
-    return words[::2].copy()
+    keys = words[::2].copy()
+    keys[keys == NO_KEY] = 1
+    return keys
 
 
 class FamilyIndex:
@@ -119,36 +126,43 @@ class FamilyIndex:
         """Usable prefix of each worker that has one, in tokens. `keys` name the prompt's blocks, first block first."""
         if not self._tables or not len(keys):
             return {}
-        valid = self._usable(keys[:_FIRST_LOOK_BLOCKS])
-        if len(keys) > _FIRST_LOOK_BLOCKS and self._may_go_on(keys[_FIRST_LOOK_BLOCKS - 1 : _FIRST_LOOK_BLOCKS]):
-            valid = self._usable(keys)
+        valid = self._covered(keys)
+        for group in self.family.groups:
+            if group.kind is not GroupKind.FULL:
+                present = self._presence(group.name, keys[: len(valid)])
+                valid &= self._window(present, group) if group.kind is GroupKind.SLIDING else present
         return self._longest(valid)
 
-    def _may_go_on(self, last: Keys) -> bool:
-        """Whether a hit past this block is possible: some worker has it in every group that must cover everything."""
-        for name, group in self._groups.items():
-            if group.kind is GroupKind.FULL and not self._presence(name, last).any():
-                return False
-        return True
+    def _covered(self, keys: Keys) -> Masks:
+        """Row i: workers that hold blocks 0 to i in every group that must cover the whole prefix.
 
-    def _usable(self, keys: Keys) -> Masks:
-        """Row i: workers whose cache can be reused up to the end of block i, every group agreeing."""
-        valid = np.full((len(keys), self._words), np.iinfo(np.uint64).max, dtype=np.uint64)
-        for name, group in self._groups.items():
-            present = self._presence(name, keys)
-            if group.kind is GroupKind.FULL:
-                present = np.bitwise_and.accumulate(present, axis=0)
-            elif group.kind is GroupKind.SLIDING:
-                present = self._window(present, group)
-            valid &= present
-        return valid
+        Looks at ever larger pieces and stops where no worker is left: most prompts are new after a few blocks.
+        """
+        everybody = np.full(self._words, np.iinfo(np.uint64).max, dtype=np.uint64)
+        full = [g.name for g in self.family.groups if g.kind is GroupKind.FULL]
+        if not full:
+            return np.tile(everybody, (len(keys), 1))
+        rows: list[Masks] = []
+        start, size = 0, _FIRST_LOOK_BLOCKS
+        while start < len(keys) and everybody.any():
+            piece = keys[start : start + size]
+            present = self._presence(full[0], piece)
+            for name in full[1:]:
+                present &= self._presence(name, piece)
+            present[0] &= everybody
+            np.bitwise_and.accumulate(present, axis=0, out=present)
+            rows.append(present)
+            everybody = present[-1]
+            start, size = start + size, size * _LOOK_FURTHER
+        return np.concatenate(rows)
 
     def _presence(self, group: str, keys: Keys) -> Masks:
-        present = np.zeros((len(keys), self._words), dtype=np.uint64)
-        for tier in CacheTier:
-            table = self._tables.get((group, tier))
-            if table is not None:
-                present |= table.lookup(keys)
+        tables = [self._tables[group, tier] for tier in CacheTier if (group, tier) in self._tables]
+        if not tables:
+            return np.zeros((len(keys), self._words), dtype=np.uint64)
+        present = tables[0].lookup(keys)
+        for table in tables[1:]:
+            present |= table.lookup(keys)
         return present
 
     def _window(self, present: Masks, group: CacheGroupInfo) -> Masks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from prfaas.types import LinkView
-from router.policy.filters import blocks_for
 from router.policy.view import RequestView, WorkerView
 
 # Prompt tokens missing on a decode worker that weigh as much as a full batch already running there. About what a
@@ -16,13 +15,13 @@ UNKNOWN_SPEED_TOKENS_PER_S = 10_000.0
 def decode_cost(worker: WorkerView, request: RequestView) -> float:
     """Cost of decoding on `worker`, in units of one full batch: load, missing prefix and missing memory.
 
-    A batch that is full means waiting, so load above 1 counts twice; blocks that are not there mean preemption, so
-    they cost as much as a full batch.
+    A batch that is full means waiting, so load above 1 counts twice; room that is not there means preemption, so it
+    costs as much as a full batch.
     """
     load = worker.running / worker.max_running
     missing = request.num_tokens - request.cached_tokens.get(worker.worker_id, 0)
     cost = load + max(0.0, load - 1.0) + missing / MISSING_TOKENS_PER_BATCH
-    if blocks_for(worker, missing + request.max_tokens) > worker.free_blocks:
+    if missing + request.max_tokens > worker.free_tokens:
         cost += 1.0
     return cost
 
@@ -37,12 +36,10 @@ def kv_bytes(decode: WorkerView, request: RequestView) -> int:
     return decode.cache.request_bytes(request.num_tokens, request.cached_tokens.get(decode.worker_id, 0))
 
 
-def wire_s(link: LinkView | None, num_bytes: int) -> float:
-    """Seconds to move `num_bytes` behind what is queued on `link`, one round trip included; 0 where nothing is known."""
-    if link is None:
-        return 0.0
-    rate = link_rate(link)
-    return link.rtt_s + ((link.queued_bytes + num_bytes) / rate if rate > 0 else 0.0)
+def stream_s(link: LinkView | None, num_bytes: int) -> float:
+    """Seconds to move `num_bytes` behind what is queued on `link`, round trip left out; 0 where nothing is known."""
+    rate = link_rate(link) if link is not None else 0.0
+    return (link.queued_bytes + num_bytes) / rate if link is not None and rate > 0 else 0.0
 
 
 def link_rate(link: LinkView) -> float:
@@ -50,14 +47,10 @@ def link_rate(link: LinkView) -> float:
     return link.capacity_bytes_per_s or link.goodput_bytes_per_s
 
 
-def prefill_cost_s(worker: WorkerView, request: RequestView, link: LinkView | None, num_bytes: int) -> float:
+def prefill_cost_s(worker: WorkerView, missing_tokens: int, rtt_s: float, stream_s: float) -> float:
     """Seconds until the prompt's cache has landed: queue, compute, and the part of the wire that compute cannot hide.
 
-    Layers are sent while later ones compute, so the longer of compute and wire counts, plus one round trip.
+    Layers are sent while later ones compute, so the longer of compute and streaming counts, plus one round trip.
     """
     speed = worker.prefill_tokens_per_s or UNKNOWN_SPEED_TOKENS_PER_S
-    queue_s = worker.queued_tokens / speed
-    compute_s = prefill_tokens(worker, request) / speed
-    if link is None:
-        return queue_s + compute_s
-    return queue_s + max(compute_s, wire_s(link, num_bytes) - link.rtt_s) + link.rtt_s
+    return worker.queued_tokens / speed + max(missing_tokens / speed, stream_s) + rtt_s

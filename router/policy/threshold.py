@@ -26,7 +26,7 @@ class ThresholdPolicy:
 
     def decide(self, request: RequestView, view: FleetView, now_s: float) -> Verdict:
         """Raises NoWorkerAvailable when no decode worker can take the request."""
-        options = survey(request, view, now_s)
+        options = survey(request, view, now_s, self._settings.max_candidates)
         threshold = view.tuning.threshold_tokens
         forced = self._settings.force_route
         if forced is not None:
@@ -41,15 +41,16 @@ def judge(options: Options, request: RequestView, threshold: int, inline_tokens:
     inline = options.inline_missing_tokens
     if inline <= inline_tokens:
         return Pick(Route.INLINE, Rule.CACHED, f"{inline} uncached tokens <= inline limit {inline_tokens}", inline)
-    alone = min(inline, options.local_missing_tokens)
-    holder = min((p for p in options.remote if p.copy_allowed), key=lambda p: p.missing_tokens, default=None)
+    nearest = options.local_missing_tokens
+    alone = inline if nearest is None else min(inline, nearest)
+    holder = options.holder
     judged = alone if holder is None else min(alone, holder.missing_tokens)
     if judged > threshold:
         return _long(options, judged, threshold)
     if alone > threshold and holder is not None:
         held = request.num_tokens - holder.missing_tokens
         reason = f"{held} tokens cached in {holder.worker.site}, {judged} left <= threshold {threshold}; {alone} without"
-        first = (holder, *(p for p in options.remote if p is not holder))
+        first = (holder, *(p for p in options.remote if p.worker is not holder.worker))
         return Pick(Route.REMOTE, Rule.CACHE_COPY, reason, judged, first)
     return _short(options, alone, threshold)
 
@@ -65,8 +66,8 @@ def _long(options: Options, judged: int, threshold: int) -> Pick:
 def _short(options: Options, alone: int, threshold: int) -> Pick:
     inline, decode = options.inline_missing_tokens, options.decode
     reason = f"{alone} uncached tokens <= threshold {threshold}"
-    if options.local:
-        nearest = options.local_missing_tokens
+    nearest = options.local_missing_tokens
+    if nearest is not None:
         if inline <= threshold < nearest:
             text = f"{inline} uncached tokens on the decode worker, {nearest} on the nearest prefill worker"
             return Pick(Route.INLINE, Rule.APPEND, text, inline)

@@ -41,14 +41,13 @@ class WorkerView:
     address: str
     model: str
     fingerprint_digest: str
-    max_context_tokens: int
     cache: CacheSpec
-    total_blocks: int
+    max_prompt_tokens: int  # what context and cache can hold, one token of output included
     max_running: int
     seen_s: float
     running: int = 0  # sequences running or waiting
     waiting: int = 0  # of those, waiting
-    free_blocks: int = 0  # free or reclaimable, less what is promised to requests on their way
+    free_tokens: int = 0  # room in free or reclaimable blocks, less what is promised to requests on their way
     queued_tokens: int = 0  # prompt tokens to compute before a new prompt's first
     prefill_tokens_per_s: float = 0.0  # 0: unknown
     decode_step_s: float = 0.0  # 0: unknown
@@ -68,10 +67,11 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class FleetView:
-    """All registered workers and the state of the links between sites."""
+    """All registered workers and the state of the links between sites. A worker is in exactly one of the two groups:
+    those that decode, and, site by site, those whose prefill door is open."""
 
     decode: tuple[WorkerView, ...]
-    prefill: tuple[WorkerView, ...]  # workers whose prefill door is open, of all sites
+    prefill: Mapping[SiteId, tuple[WorkerView, ...]]
     links: Mapping[Link, LinkView]
     tuning: Tuning
     member_timeout_s: float

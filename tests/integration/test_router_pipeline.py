@@ -23,6 +23,7 @@ from router.policy.threshold import ThresholdPolicy
 from router.policy.view import Tuning
 from tests.support.router_fleet import (
     MODEL,
+    PD,
     Call,
     ScriptedDecode,
     answer_well,
@@ -67,9 +68,9 @@ class Router:
 
     def assert_nothing_left(self) -> None:
         assert self.fleet.num_dispatched == 0
-        assert all(
-            view.queued_tokens == 0 and view.running == 0 for view in self.fleet.view().decode + self.fleet.view().prefill
-        )
+        view = self.fleet.view()
+        workers = [*view.decode, *(w for site in view.prefill.values() for w in site)]
+        assert all(w.queued_tokens == 0 and w.running == 0 for w in workers)
 
 
 @asynccontextmanager
@@ -116,7 +117,7 @@ async def test_what_is_on_its_way_counts_as_load_until_it_is_over() -> None:
         await eventually(lambda: bool(worker.calls))
         view = r.fleet.view()
         assert view.decode[0].running == 1
-        assert view.prefill[0].queued_tokens == 100
+        assert view.prefill[PD][0].queued_tokens == 100
         go.set()
         await task
         r.assert_nothing_left()
@@ -183,7 +184,7 @@ async def test_a_prefill_worker_that_a_decode_worker_could_not_reach_is_avoided(
         r.fleet.register(worker_info("p1", Role.PD_PREFILL))
         r.fleet.register(worker_info("p2", Role.PD_PREFILL))
         await r.collect(generation_request())
-        assert [w.suspect for w in r.fleet.view().prefill] == [True, False]
+        assert [w.suspect for w in r.fleet.view().prefill[PD]] == [True, False]
         assert r.count(m.FALLBACKS, reason="queue_full") == 1
         assert r.count(m.ROUTE_TAKEN, route="inline") == 1
 

@@ -67,12 +67,11 @@ def worker_view(worker_id: str, role: Role = Role.DECODE, site: str = "pd", **ch
         "address": info.address,
         "model": MODEL,
         "fingerprint_digest": "f",
-        "max_context_tokens": info.max_context_tokens,
+        "max_prompt_tokens": info.max_context_tokens - 1,
         "cache": cache_spec(info),
-        "total_blocks": info.total_blocks,
         "max_running": info.max_running,
         "seen_s": 0.0,
-        "free_blocks": info.total_blocks,
+        "free_tokens": info.total_blocks * info.block_tokens,
     }
     return WorkerView(**(values | changes))
 
@@ -88,9 +87,10 @@ def fleet_view(
     folded: tuple[Link, ...] = (),
     links: tuple[LinkView, ...] = (),
 ) -> FleetView:
+    doors = [w for w in workers if w.role.opens_prefill]
     return FleetView(
         decode=tuple(w for w in workers if not w.role.opens_prefill),
-        prefill=tuple(w for w in workers if w.role.opens_prefill),
+        prefill={s: tuple(w for w in doors if w.site == s) for s in dict.fromkeys(w.site for w in doors)},
         links={Link(v.src, v.dst): v for v in links},
         tuning=Tuning(threshold, frozenset(scarce), frozenset(folded)),
         member_timeout_s=3.0,

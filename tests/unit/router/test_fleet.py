@@ -49,7 +49,7 @@ def test_a_view_is_kept_until_something_changes(world: World) -> None:
     assert world.fleet.view() is view
     world.beat("d1", WorkerLoad(running=2, waiting=1, free_blocks=10, cached_blocks=5))
     (worker,) = world.fleet.view().decode
-    assert (worker.running, worker.waiting, worker.free_blocks) == (3, 1, 15)
+    assert (worker.running, worker.waiting, worker.free_tokens) == (3, 1, 15 * 16)
     assert view.decode[0].running == 0
 
 
@@ -59,16 +59,16 @@ def test_a_dispatch_counts_where_reports_are_older_and_no_more_when_it_is_over(w
     world.beat("d1", WorkerLoad(running=1, free_blocks=100))
     request = request_view(160, d1=32, p1=64)
     ids = [world.fleet.dispatched(verdict(), request) for _ in range(3)]
-    (decode,), (prefill,) = world.fleet.view().decode, world.fleet.view().prefill
-    assert (decode.running, decode.free_blocks, prefill.queued_tokens) == (3, 100 - 3 * 8, 3 * 96)
+    (decode,), (prefill,) = world.fleet.view().decode, world.fleet.view().prefill[PD]
+    assert (decode.running, decode.free_tokens, prefill.queued_tokens) == (3, (100 - 3 * 8) * 16, 3 * 96)
     world.beat("d1", WorkerLoad(running=9, free_blocks=100))
     assert world.fleet.view().decode[0].running == 9
     world.fleet.prefilled(ids[0])
-    assert world.fleet.view().prefill[0].queued_tokens == 2 * 96
+    assert world.fleet.view().prefill[PD][0].queued_tokens == 2 * 96
     for dispatch_id in ids:
         world.fleet.ended(dispatch_id)
-    assert world.fleet.view().prefill[0].queued_tokens == 0
-    assert world.fleet.view().decode[0].free_blocks == 100
+    assert world.fleet.view().prefill[PD][0].queued_tokens == 0
+    assert world.fleet.view().decode[0].free_tokens == 1600
     assert world.fleet.num_dispatched == 0
 
 
@@ -125,7 +125,7 @@ def test_a_converted_worker_changes_sides(world: World) -> None:
     world.fleet.register(P1)
     world.fleet.register(worker_info("p1", Role.DECODE))
     assert [w.worker_id for w in world.fleet.view().decode] == ["d1", "p1"]
-    assert world.fleet.view().prefill == ()
+    assert world.fleet.view().prefill == {}
     assert not world.fleet.status().reduced
 
 

@@ -106,8 +106,8 @@ class TestDecodeChoice:
         assert self.chosen(request, worker_view("a", running=16), worker_view("b")) == "b"
 
     def test_memory_counts(self) -> None:
-        assert self.chosen(request_view(1_600), worker_view("a", free_blocks=99), worker_view("b", running=4)) == "b"
-        assert self.chosen(request_view(1_600), worker_view("a", free_blocks=101), worker_view("b", running=4)) == "a"
+        assert self.chosen(request_view(1_600), worker_view("a", free_tokens=1_615), worker_view("b", running=4)) == "b"
+        assert self.chosen(request_view(1_600), worker_view("a", free_tokens=1_616), worker_view("b", running=4)) == "a"
 
     @pytest.mark.parametrize(
         "change",
@@ -116,8 +116,7 @@ class TestDecodeChoice:
             {"suspect": True},
             {"seen_s": NOW - 3.1},
             {"model": "other"},
-            {"max_context_tokens": 100},
-            {"total_blocks": 6},
+            {"max_prompt_tokens": 99},
         ],
     )
     def test_a_worker_that_cannot_take_it_is_not_chosen(self, change: dict[str, object]) -> None:
