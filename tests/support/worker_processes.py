@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from prfaas import rpc
 from prfaas.config import TlsSettings, WorkerSettings
@@ -32,6 +35,7 @@ from prfaas.types import (
     SamplingParams,
     TokenOutput,
     Usage,
+    WorkerInfo,
 )
 from tests.support.registry import Router, serving
 from tests.support.waiting import until
@@ -79,9 +83,12 @@ class Answer:
 class Worker:
     """One worker process and channels to its doors."""
 
-    def __init__(self, process: subprocess.Popen[bytes], info: Any, channel: grpc.aio.Channel) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], info: WorkerInfo, channel: grpc.aio.Channel, metrics_port: int
+    ) -> None:
         self.process = process
         self.info = info
+        self.metrics_port = metrics_port
         self._decode = decode_pb2_grpc.DecodeServiceStub(channel)  # type: ignore[no-untyped-call]
         self.control = registry_pb2_grpc.WorkerServiceStub(channel)  # type: ignore[no-untyped-call]
 
@@ -119,15 +126,44 @@ class Worker:
     async def counters(self) -> Mapping[str, float]:
         return dict((await self.status()).counters)
 
-    async def settled(self, timeout_s: float = SETTLE_TIMEOUT_S) -> Mapping[str, float]:
-        """Wait until nothing is held for anybody; returns the counters then. The error names what is left."""
+    async def reached(self, phase: str, **least: float) -> Mapping[str, float]:
+        """Wait until each named counter is at least the given number: the phase has begun."""
+        return await self._wait_for(phase, lambda now: all(now[name] >= number for name, number in least.items()))
+
+    async def _wait_for(
+        self, phase: str, holds: Callable[[Mapping[str, float]], bool], timeout_s: float = SETTLE_TIMEOUT_S
+    ) -> Mapping[str, float]:
         counters = await self.counters()
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
-        while left := {name: counters[name] for name in NOTHING_LEFT if counters.get(name)}:
-            assert loop.time() < deadline_s, f"{self.info.worker_id} still holds {left}"
-            await asyncio.sleep(0.02)
+        while not holds(counters):
+            busy = {name: value for name, value in counters.items() if value and name in NOTHING_LEFT}
+            assert loop.time() < deadline_s, f"{self.info.worker_id} never came to: {phase}; it holds {busy}"
+            await asyncio.sleep(0.01)
             counters = await self.counters()
+        return counters
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples with these labels. The worker must have been started with a metrics port."""
+        text = (await asyncio.to_thread(httpx.get, f"http://127.0.0.1:{self.metrics_port}/metrics")).text
+        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+    async def computed(self) -> None:
+        """Wait until an export is computed to its end and still held for its receiver."""
+        await self._wait_for("a whole export", lambda now: now["exports_pinned"] > 0 and not now["sequences_running"])
+
+    async def received_bytes(self) -> None:
+        """Wait until some chunk has landed here."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + SETTLE_TIMEOUT_S
+        while not await self.metric("prfaas_kv_wire_bytes_total", direction="receive"):
+            assert loop.time() < deadline_s, f"nothing has landed at {self.info.worker_id}"
+            await asyncio.sleep(0.01)
+
+    async def settled(self, timeout_s: float = SETTLE_TIMEOUT_S) -> Mapping[str, float]:
+        """Wait until nothing is held for anybody; returns the counters then. The error names what is left."""
+        counters = await self._wait_for("nothing left", lambda now: not any(now.get(name) for name in NOTHING_LEFT), timeout_s)
         missing = {"blocks_used", "landings", "exports_pinned", "active_transfers"} - set(counters)
         assert not missing, f"the worker does not report {missing}"
         pools = counters["blocks_free"] + counters["blocks_cached"] + counters["blocks_used"]
@@ -162,7 +198,8 @@ class Fleet:
 
     async def start(self, worker_id: str, role: Role, site: str = "pd", **changes: Any) -> Worker:
         """Start a worker process and wait for its registration. `changes` override settings of the fleet."""
-        process = self.spawn(worker_id, role, site, **changes)
+        metrics_port = free_port()
+        process = self.spawn(worker_id, role, site, metrics_port=metrics_port, **changes)
         seen = len(self.router.registered)
 
         def registered() -> bool:
@@ -172,7 +209,7 @@ class Fleet:
         await until(registered, READY_TIMEOUT_S)
         info = next(info for info in reversed(self.router.registered) if info.worker_id == worker_id)
         channel = await self._stack.enter_async_context(rpc.channel(info.address, PLAIN))
-        return Worker(process, info, channel)
+        return Worker(process, info, channel, metrics_port)
 
     def spawn(
         self, worker_id: str, role: Role, site: str = "pd", *, program: Sequence[str] = EMULATED, **changes: Any
@@ -200,6 +237,12 @@ class Fleet:
 
     def log(self, worker_id: str) -> str:
         return (self._directory / f"{worker_id}.log").read_text()[-4000:]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
