@@ -128,11 +128,12 @@ class Worker:
 
     async def reached(self, phase: str, **least: float) -> Mapping[str, float]:
         """Wait until each named counter is at least the given number: the phase has begun."""
-        return await self._wait_for(phase, lambda now: all(now[name] >= number for name, number in least.items()))
+        return await self.comes_to(phase, lambda now: all(now[name] >= number for name, number in least.items()))
 
-    async def _wait_for(
+    async def comes_to(
         self, phase: str, holds: Callable[[Mapping[str, float]], bool], timeout_s: float = SETTLE_TIMEOUT_S
     ) -> Mapping[str, float]:
+        """Wait until the counters have what `holds` asks for; returns them."""
         counters = await self.counters()
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
@@ -151,7 +152,7 @@ class Worker:
 
     async def computed(self) -> None:
         """Wait until an export is computed to its end and still held for its receiver."""
-        await self._wait_for("a whole export", lambda now: now["exports_pinned"] > 0 and not now["sequences_running"])
+        await self.comes_to("a whole export", lambda now: now["exports_pinned"] > 0 and not now["sequences_running"])
 
     async def received_bytes(self) -> None:
         """Wait until some chunk has landed here."""
@@ -163,7 +164,7 @@ class Worker:
 
     async def settled(self, timeout_s: float = SETTLE_TIMEOUT_S) -> Mapping[str, float]:
         """Wait until nothing is held for anybody; returns the counters then. The error names what is left."""
-        counters = await self._wait_for("nothing left", lambda now: not any(now.get(name) for name in NOTHING_LEFT), timeout_s)
+        counters = await self.comes_to("nothing left", lambda now: not any(now.get(name) for name in NOTHING_LEFT), timeout_s)
         missing = {"blocks_used", "landings", "exports_pinned", "active_transfers"} - set(counters)
         assert not missing, f"the worker does not report {missing}"
         pools = counters["blocks_free"] + counters["blocks_cached"] + counters["blocks_used"]
