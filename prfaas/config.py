@@ -159,6 +159,7 @@ class PoolSettings(Settings):
     num_cpus: float = Field(default=0.0, ge=0)  # Ray resources of one worker
     num_gpus: float = Field(default=0.0, ge=0)
     engine: EngineSettings | None = None  # None: the deployment's engine
+    metrics_port: Port | None = None  # where every worker of the pool serves Prometheus, so one worker per machine
 
 
 class SiteSettings(Settings):
@@ -167,7 +168,7 @@ class SiteSettings(Settings):
     name: str
     pools: tuple[PoolSettings, ...]
     ray_address: str | None = None  # None: the local Ray instance started by `prfaas serve`
-    host: str = "127.0.0.1"  # address its workers bind and advertise
+    host: str = "127.0.0.1"  # address its workers bind and advertise; "auto": each machine's towards the router
 
 
 class DeploymentSettings(Settings):

@@ -19,7 +19,8 @@ from huggingface_hub.errors import (
 from prfaas.errors import FetchError
 
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
-WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "tokenizer*", "merges.txt", "vocab.txt", "*.tiktoken")
+WEIGHTS = "*.safetensors"
+WANTED = ("*.json", "*.model", "*.jinja", "tokenizer*", "merges.txt", "vocab.txt", "*.tiktoken")
 
 
 def is_hub_id(name: str) -> bool:
@@ -27,8 +28,10 @@ def is_hub_id(name: str) -> bool:
     return HUB_ID.fullmatch(name) is not None
 
 
-def fetch_hub_model(name: str, *, endpoint: str | None = None, cache: Path | None = None) -> Path:
+def fetch_hub_model(name: str, *, weights: bool = True, endpoint: str | None = None, cache: Path | None = None) -> Path:
     """Download (or find in the hub cache) a repository's configuration, tokenizer and safetensors; returns its directory.
+
+    Without `weights`, only what a router needs: configuration and tokenizer.
 
     Files already in the cache are not fetched again, and an interrupted download goes on where it stopped.
     `endpoint` and `cache` default to what huggingface_hub takes from its own environment variables.
@@ -42,12 +45,16 @@ def fetch_hub_model(name: str, *, endpoint: str | None = None, cache: Path | Non
     try:
         path = Path(
             huggingface_hub.snapshot_download(
-                match["repo"], revision=match["revision"], allow_patterns=list(WANTED), endpoint=endpoint, cache_dir=cache
+                match["repo"],
+                revision=match["revision"],
+                allow_patterns=[*WANTED, *([WEIGHTS] if weights else [])],
+                endpoint=endpoint,
+                cache_dir=cache,
             )
         )
     except (HfHubHTTPError, HFValidationError, EntryNotFoundError, httpx.HTTPError, OSError) as error:
         raise FetchError(f"cannot fetch {name} from the hub: {_advice(error)}", source=name) from error
-    if not any(path.glob("*.safetensors")):
+    if weights and not any(path.glob(WEIGHTS)):
         raise FetchError(f"{name} has no safetensors files; other checkpoint formats of a hub are not loaded", source=name)
     return path
 

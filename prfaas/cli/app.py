@@ -115,6 +115,19 @@ def up(
 
 
 @app.command()
+def fetch(
+    model: ModelArgument,
+    *,
+    weights: Annotated[bool, typer.Option("--weights/--no-weights", help="A router needs none")] = True,
+    link: Annotated[Path | None, typer.Option("--link", help="Make this path a symbolic link to the model")] = None,
+) -> None:
+    """Fetch or generate a model without serving it, and print where it is."""
+    from prfaas.cli.fetch import fetch_model
+
+    print(fetch_model(model, weights=weights, link=link, screen=Screen()))
+
+
+@app.command()
 def worker(settings: Annotated[Path, typer.Option("--settings", help="Worker settings (YAML or JSON)", exists=True)]) -> None:
     """Run one worker in this process."""
     _become("prfaas.worker", settings)

@@ -18,9 +18,9 @@ GENERATOR = "prfaas.model.tiny"
 PROGRAM = f"import pathlib, sys, {GENERATOR} as tiny; tiny.write_tiny_model(sys.argv[1], pathlib.Path(sys.argv[2]))"
 
 
-def catalog() -> Catalog:
-    """The catalog of this machine, with its cache directory."""
-    return Catalog(cache=cache_dir(), tiny=TinyModels(TINY_MODELS, _generator_version(), _write_tiny))
+def catalog(*, weights: bool = True) -> Catalog:
+    """The catalog of this machine, with its cache directory. `weights`: see Catalog."""
+    return Catalog(cache=cache_dir(), tiny=TinyModels(TINY_MODELS, _generator_version(), _write_tiny), weights=weights)
 
 
 def _write_tiny(name: str, directory: Path) -> None:

@@ -104,7 +104,12 @@ def router_settings(deployment: DeploymentSettings, *, source: str, served_name:
 def worker_orders(
     deployment: DeploymentSettings, sites: Sequence[SiteSettings], *, source: str, served_name: str, router_address: str
 ) -> tuple[WorkerOrder, ...]:
-    """One order for each worker of `sites`, with ids that say where it is and what it does."""
+    """One order for each worker of `sites`, with ids that say where it is and what it does.
+
+    Raises ConfigError when workers that are sure to share a machine would share a metrics port.
+    """
+    if deployment.pool == "process":
+        _require_own_metrics_ports(sites)
     return tuple(
         WorkerOrder(
             WorkerSettings(
@@ -115,6 +120,7 @@ def worker_orders(
                 served_model_name=served_name,
                 router_address=router_address,
                 host=site.host,
+                metrics_port=pool.metrics_port,
                 engine=pool.engine or deployment.engine,
                 transport=deployment.transport,
             ),
@@ -124,6 +130,12 @@ def worker_orders(
         )
         for site, pool, worker_id in _workers(sites)
     )
+
+
+def _require_own_metrics_ports(sites: Sequence[SiteSettings]) -> None:
+    ports = [pool.metrics_port for _, pool, _ in _workers(sites) if pool.metrics_port]
+    if len(set(ports)) != len(ports):
+        raise ConfigError("workers of a process site share one machine: give each a pool with a metrics_port of its own")
 
 
 def worker_ids(sites: Sequence[SiteSettings]) -> tuple[str, ...]:

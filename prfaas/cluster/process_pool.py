@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prfaas.clock import Clock, MonotonicClock
+from prfaas.cluster.address import with_own_address
 from prfaas.cluster.api import PoolMember, WorkerOrder
 from prfaas.cluster.backoff import Backoff
 from prfaas.cluster.keeper import Keeper
@@ -53,7 +54,7 @@ class ProcessPool:
             if worker_id in self._keepers:
                 raise StartupError(f"worker {worker_id} is already running", what=worker_id)
             settings = self._settings_dir / f"{worker_id}.json"
-            settings.write_text(order.settings.model_dump_json())
+            settings.write_text(with_own_address(order.settings).model_dump_json())
             keeper = Keeper(
                 worker_id,
                 (*self._command, "--settings", str(settings)),

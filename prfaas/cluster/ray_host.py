@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 
 from prfaas.clock import MonotonicClock
+from prfaas.cluster.address import with_own_address
 from prfaas.config import WorkerSettings
 from prfaas.log import configure_logging, logger
 
@@ -33,7 +34,7 @@ class WorkerHost:
     """Runs `entrypoint(settings, stop)` in a thread. If that ends unasked, this process ends, for Ray to start it again."""
 
     def __init__(self, entrypoint: str, settings_json: str, log_file: str | None) -> None:
-        settings = WorkerSettings.model_validate_json(settings_json)
+        settings = with_own_address(WorkerSettings.model_validate_json(settings_json))
         if log_file is not None:
             _redirect_output(log_file)
         configure_logging(settings.worker_id)

@@ -143,3 +143,8 @@ def test_without_a_network_the_error_says_what_to_check(tmp_path: Path) -> None:
 )
 def test_what_looks_like_a_hub_id(name: str, expected: bool) -> None:
     assert is_hub_id(name) is expected
+
+
+def test_a_router_fetches_no_weights(hub: Hub, tmp_path: Path) -> None:
+    path = fetch_hub_model("owner/model", weights=False, endpoint=hub.endpoint, cache=tmp_path)
+    assert {file.name for file in path.iterdir()} == {"config.json", "tokenizer.json", "chat_template.jinja"}

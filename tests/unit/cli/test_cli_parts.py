@@ -14,6 +14,7 @@ from rich.console import Console
 
 from prfaas.cli.chat import Conversation
 from prfaas.cli.demo import facts, snippets
+from prfaas.cli.fetch import fetch_model
 from prfaas.cli.ports import free_port, require_free
 from prfaas.cli.router_api import Summary
 from prfaas.cli.run_directory import KEPT_RUNS, RunDirectory
@@ -147,3 +148,15 @@ def test_text_from_outside_is_not_markup() -> None:
     screen.step("[red]x[/]")
     assert "[bold]such[/]" in out.getvalue()
     assert "[red]x[/]" in out.getvalue()
+
+
+def test_fetch_links_to_the_model_and_never_replaces_anything_else(tmp_path: Path) -> None:
+    model, link = tmp_path / "m.gguf", tmp_path / "models" / "served"
+    model.write_bytes(b"GGUF")
+    screen = Screen(Console(file=StringIO()))
+    for _ in range(2):
+        assert fetch_model(str(model), weights=True, link=link, screen=screen) == str(model)
+        assert link.resolve() == model
+    (tmp_path / "other").write_text("mine")
+    with pytest.raises(ConfigError, match="not a symbolic link"):
+        fetch_model(str(model), weights=True, link=tmp_path / "other", screen=screen)

@@ -125,3 +125,16 @@ def test_process_sites_have_drivers_of_their_own_and_ray_sites_share_one_for_eac
     assert names(build({"pool": "ray"}, file=file)) == [["far", "near"]]
     file.write_text(FILE.replace("host: 10.0.0.1", "ray_address: 10.0.0.1:6379"))
     assert names(build({"pool": "ray"}, file=file)) == [["far"], ["near"]]
+
+
+def test_workers_of_one_machine_cannot_share_a_metrics_port(file: Path) -> None:
+    def orders(text: str, **flags: object) -> list[int | None]:
+        file.write_text(text)
+        deployment = build(dict(flags), file=file)
+        found = worker_orders(deployment, deployment.sites, source="/m", served_name="m", router_address="r:1")
+        return [order.settings.metrics_port for order in found]
+
+    shared = FILE.replace("{role: decode, count: 2}", "{role: decode, count: 2, metrics_port: 9400}")
+    with pytest.raises(ConfigError, match="metrics_port of its own"):
+        orders(shared)
+    assert orders(shared, pool="ray")[3:] == [9400, 9400, None], "Ray puts them on machines of their own"
