@@ -155,11 +155,14 @@ class GrpcPrefillTransport:
 
     async def fetch(self, order: PrefillOrder, address: str, sink: Sink) -> FetchResult:
         """See PrefillTransport.fetch."""
+        return await self._receiver.fetch(order, self.sender(address), sink)
+
+    def sender(self, address: str) -> GrpcSender:
+        """The port to the sender at `address`, over this transport's connections."""
         peer = self._peers.get(address)
         if peer is None:
             peer = self._peers[address] = GrpcPeer(address, self._settings, self._files)
-        sender = GrpcSender(peer, address, self._settings, self._next_base())
-        return await self._receiver.fetch(order, sender, sink)
+        return GrpcSender(peer, address, self._settings, self._next_base())
 
     def links(self) -> tuple[LinkView, ...]:
         """See PrefillTransport.links."""

@@ -122,10 +122,14 @@ class MemoryPrefillTransport:
 
     async def fetch(self, order: PrefillOrder, address: str, sink: Sink) -> FetchResult:
         """See PrefillTransport.fetch."""
+        return await self._receiver.fetch(order, self.sender(address), sink)
+
+    def sender(self, address: str) -> MemorySender:
+        """The port to the sender at `address`. Raises WorkerUnreachable when nobody was connected there."""
         sender = self._senders.get(address)
         if sender is None:
             raise WorkerUnreachable(f"nobody is at {address}", address=address)
-        return await self._receiver.fetch(order, sender, sink)
+        return sender
 
     def links(self) -> tuple[LinkView, ...]:
         """See PrefillTransport.links."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +12,7 @@ from kv_transport.grpc_client import GrpcPrefillTransport
 from kv_transport.grpc_server import serve_transfers
 from kv_transport.memory import Faults, MemoryPrefillTransport
 from kv_transport.send_service import SendService
+from kv_transport.wire import SenderPort
 from prfaas import rpc
 from prfaas.clock import MonotonicClock
 from prfaas.config import TransportSettings
@@ -26,11 +27,14 @@ NOWHERE = "127.0.0.1:1"  # nobody listens there, in either harness
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """A joined pair. `sender_counters` reads the sending side's accounting."""
+    """A joined pair. `sender_counters` reads the sending side's accounting, `close_sender` ends that side early,
+    `sender` is the raw port behind the transport, for checks that misbehave."""
 
     transport: PrefillTransport
     address: str
     sender_counters: Callable[[], Mapping[str, float]]
+    close_sender: Callable[[], Awaitable[None]]
+    sender: SenderPort
 
 
 class Harness(Protocol):
@@ -57,7 +61,8 @@ class GrpcHarness:
         await server.start()
         transport = GrpcPrefillTransport(settings, RECEIVER_SITE, clock, self._receive_metrics)
         try:
-            yield Ends(transport, f"127.0.0.1:{port}", transfers.counters)
+            address = f"127.0.0.1:{port}"
+            yield Ends(transport, address, transfers.counters, transfers.close, transport.sender(address))
         finally:
             await transport.close()
             await transfers.close()
@@ -85,7 +90,7 @@ class MemoryHarness:
         transport = MemoryPrefillTransport(settings, RECEIVER_SITE, clock, self._receive_metrics)
         transport.connect("memory:p0", service, self._faults)
         try:
-            yield Ends(transport, "memory:p0", service.counters)
+            yield Ends(transport, "memory:p0", service.counters, service.close, transport.sender("memory:p0"))
         finally:
             await transport.close()
             await service.close()
