@@ -209,6 +209,10 @@ class Fleet:
 
         await until(registered, READY_TIMEOUT_S)
         info = next(info for info in reversed(self.router.registered) if info.worker_id == worker_id)
+        return await self.connect(process, info, metrics_port)
+
+    async def connect(self, process: subprocess.Popen[bytes], info: WorkerInfo, metrics_port: int = 0) -> Worker:
+        """Channels to a running worker; 0: it exports no metrics."""
         channel = await self._stack.enter_async_context(rpc.channel(info.address, PLAIN))
         return Worker(process, info, channel, metrics_port)
 
