@@ -1,0 +1,39 @@
+"""Greedy continuations by `transformers` on the same weights: the independent answer that every route must give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+
+@lru_cache(maxsize=2)
+def reference_model(source: str) -> Any:
+    """`source` as a float32 transformers model: a Hugging Face directory or a GGUF file."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    path = Path(source)
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    if path.suffix == ".gguf":
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(path, **options)
+    return model.eval()
+
+
+def greedy(source: str, prompt: Sequence[int], max_tokens: int) -> list[int]:
+    """Token ids that greedy decoding appends to `prompt`, never stopping early."""
+    import torch
+
+    model = reference_model(source)
+    with torch.inference_mode():
+        ids = torch.tensor([list(prompt)])
+        answer = model(ids, use_cache=True, logits_to_keep=1)
+        cache = answer.past_key_values
+        found = [int(answer.logits[0, -1].argmax())]
+        while len(found) < max_tokens:
+            answer = model(torch.tensor([[found[-1]]]), past_key_values=cache, use_cache=True)
+            found.append(int(answer.logits[0, -1].argmax()))
+    return found
