@@ -23,15 +23,15 @@ from kv_transport.api import FirstTokens, GroupPlan, Offer, PrefillOrder, RangeR
 from kv_transport.checksum import crc32c
 from kv_transport.grpc_client import GrpcPrefillTransport
 from kv_transport.grpc_server import serve_transfers
+from kv_transport.testing.sources import FINGERPRINT
 from prfaas import rpc
 from prfaas.clock import MonotonicClock
 from prfaas.config import TlsSettings, TransportSettings
-from prfaas.modelspec import CacheGroup, DType, Fingerprint, GroupKind, KvRange, TensorSpec
+from prfaas.modelspec import CacheGroup, DType, GroupKind, KvRange, TensorSpec
 from prfaas.types import GenerationRequest, RequestId, SiteId, TokenOutput, WorkerId
 
 ENTRY_BYTES = 2048  # one token of one layer: 8 KV heads of 64 in bfloat16, K and V
 NUM_LAYERS = 32
-FINGERPRINT = Fingerprint("bench", "bench", "bench")
 RAW_PIECE_BYTES = 1024**2
 
 
@@ -167,7 +167,7 @@ async def sender(end: EndSettings) -> None:
 async def receiver(end: EndSettings) -> None:
     transport = GrpcPrefillTransport(end.transport(), SiteId("west"), MonotonicClock())
     address = f"{end.host}:{end.port}"
-    tokens_bytes = len(memoryview(bytearray(1))) and offer_of(end.size_bytes).num_tokens * NUM_LAYERS * ENTRY_BYTES
+    tokens_bytes = offer_of(end.size_bytes).num_tokens * NUM_LAYERS * ENTRY_BYTES
     landing = bytearray(tokens_bytes)
     landing[:] = b"\x01" * tokens_bytes
     times, wires, lanes = [], [], []

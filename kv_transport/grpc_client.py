@@ -90,6 +90,7 @@ class GrpcPeer:
         self._settings = settings
         self._files = files
         self._channels: dict[int, grpc.aio.Channel] = {}
+        self._dropping: set[asyncio.Task[None]] = set()
 
     def call(self, lane: int, method: str) -> Any:
         """A method on the lane's connection, with raw bytes both ways."""
@@ -104,10 +105,18 @@ class GrpcPeer:
     def num_connections(self) -> int:
         return len(self._channels)
 
+    def drop(self, lane: int) -> None:
+        """Close the lane's connection; what else runs on it breaks and resumes on the next one."""
+        channel = self._channels.pop(lane, None)
+        if channel is not None:
+            task = asyncio.create_task(channel.close(None), name="transfer-drop")
+            self._dropping.add(task)
+            task.add_done_callback(self._dropping.discard)
+
     async def close(self) -> None:
-        channels, self._channels = list(self._channels.values()), {}
-        for channel in channels:
-            await channel.close(None)
+        for lane in list(self._channels):
+            self.drop(lane)
+        await asyncio.gather(*self._dropping)
 
 
 class GrpcSender:
@@ -125,6 +134,9 @@ class GrpcSender:
     def attach(self, request: Attach) -> FrameStream:
         body = messages.to_pb_attach(request).SerializeToString()
         return self._stream(self._peer.call(self._connection(request.lane), ATTACH)(body))
+
+    def replace(self, lane: int) -> None:
+        self._peer.drop(self._connection(lane))
 
     async def finish(self, request: Finish) -> None:
         message = transfer_pb2.FinishRequest(

@@ -174,6 +174,8 @@ class Incoming:
                 if lane.failures > self._limits.max_resumes:
                     self._give_up(lane, error)
                     return
+                if lane.stalled or isinstance(error, ChunkCorrupt):
+                    self._sender.replace(lane.number)
                 log.info("lane %d broke, attaching it again: %s", lane.number, error.message)
             await asyncio.sleep(RETRY_BASE_S * (2 ** (lane.failures - 1) - 1))
             self._resumes += 1

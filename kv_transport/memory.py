@@ -105,6 +105,9 @@ class MemorySender:
         body = messages.to_pb_attach(request).SerializeToString()
         return MemoryStream(self._service.attach(body), request.lane, self._faults)
 
+    def replace(self, lane: int) -> None:
+        """Every stream here is a connection of its own; there is nothing to replace."""
+
     async def finish(self, request: Finish) -> None:
         self._service.finish(request)
 

@@ -35,6 +35,10 @@ class SenderPort(Protocol):
         """One more lane of a transfer, or a lane that replaces a broken one."""
         ...
 
+    def replace(self, lane: int) -> None:
+        """The lane's connection is silent or damages data: let the next `attach` of the lane use another one."""
+        ...
+
     async def finish(self, request: Finish) -> None:
         """Tell the sender to release. Best effort: the lease covers a message that is lost. Raises PrfaasError."""
         ...
