@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prometheus_client import start_http_server
@@ -36,8 +36,6 @@ from prfaas.worker.stopping import following
 
 SERVER_GRACE_S = 1.0
 
-EngineBuilder = Callable[[WorkerSettings, MetricSet, Clock], Engine]
-
 log = logger(__name__)
 
 
@@ -46,23 +44,14 @@ def run_worker(settings: WorkerSettings, stop: threading.Event) -> None:
 
     Raises ConfigError, ModelLoadError or StartupError when the worker cannot start.
     """
-    run_worker_with(_engine_of, settings, stop)
-
-
-def run_worker_with(build: EngineBuilder, settings: WorkerSettings, stop: threading.Event) -> None:
-    """The same around an engine that the caller makes. `build` may block; it runs before the event loop."""
     tune_allocator()
     metrics = MetricSet(Emitter.WORKER)
     clock = MonotonicClock()
-    engine = build(settings, metrics, clock)
-    with _metrics_endpoint(settings, metrics):
-        asyncio.run(_run(settings, engine, metrics, clock, stop))
-
-
-def _engine_of(settings: WorkerSettings, metrics: MetricSet, clock: Clock) -> Engine:
-    return build_engine(
+    engine = build_engine(
         settings.engine, source=settings.model, served_name=settings.served_model_name, metrics=metrics, clock=clock
     )
+    with _metrics_endpoint(settings, metrics):
+        asyncio.run(_run(settings, engine, metrics, clock, stop))
 
 
 @contextmanager

@@ -12,20 +12,15 @@ import pytest
 import pytest_asyncio
 
 from prfaas.types import GenerationRequest, Role, Route
-from tests.support.emulated_worker import BLOCK_TOKENS
 from tests.support.worker_processes import Fleet, Worker, fleet, greedy, prompt
 
 pytestmark = [pytest.mark.fault, pytest.mark.e2e]
 
 WITHIN_S = 1.0
-BASE = {
-    "model": "weights",
-    "served_model_name": "test-model",
-    "engine": {"kind": "emulated", "block_tokens": BLOCK_TOKENS, "max_step_tokens": 128, "time_scale": 1.0},
-    "transport": {"chunk_bytes": 16 * 1024, "egress_bytes_per_s": 400_000, "lease_s": 30.0},
-}
+TRANSPORT = {"egress_bytes_per_s": 400_000, "lease_s": 30.0}
 LONG = prompt(4000, seed=3)  # four seconds of prefill
-QUICK = {"engine": {**BASE["engine"], "time_scale": 0.02}}
+QUICK = {"engine": {"time_scale": 0.02}}
+ONE_AT_A_TIME = {"engine": {"max_running": 1}}
 
 
 @dataclass
@@ -43,7 +38,7 @@ class Pair:
 @pytest_asyncio.fixture
 async def pair(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
     far_changes, decode_changes = request.param
-    async with fleet(tmp_path, BASE) as workers:
+    async with fleet(tmp_path, transport=TRANSPORT) as workers:
         far, decode = await asyncio.gather(
             workers.start("far", Role.PREFILL, "prefill-dc", **far_changes),
             workers.start("decode", Role.DECODE, "pd-dc", **decode_changes),
@@ -102,7 +97,7 @@ async def test_everything_stops_within_a_second(pair: Pair, route: Route, reques
     assert (answer.report.route, len(answer.tokens)) == (Route.REMOTE, 2)
 
 
-@pytest.mark.parametrize("pair", [({"engine": {**BASE["engine"], "max_running": 1}}, {})], indirect=True)
+@pytest.mark.parametrize("pair", [(ONE_AT_A_TIME, {})], indirect=True)
 async def test_one_that_waits_in_the_far_queue_leaves_it(pair: Pair) -> None:
     ahead = pair.decode.call(greedy(LONG, request_id="ahead"), pair.far.candidate(Route.REMOTE))
     await pair.far.reached("computing", sequences_running=1)
@@ -115,7 +110,7 @@ async def test_one_that_waits_in_the_far_queue_leaves_it(pair: Pair) -> None:
     await pair.settled()
 
 
-@pytest.mark.parametrize("pair", [({}, {"engine": {**BASE["engine"], "max_running": 1}})], indirect=True)
+@pytest.mark.parametrize("pair", [({}, ONE_AT_A_TIME)], indirect=True)
 async def test_one_that_waits_for_the_decode_engine_leaves_it(pair: Pair) -> None:
     ahead = pair.decode.call(greedy(LONG, request_id="ahead"))
     await pair.decode.reached("computing", sequences_running=1)
@@ -136,7 +131,7 @@ async def test_prefill_for_nobody_is_counted(pair: Pair) -> None:
     assert 128 <= wasted < len(LONG)
 
 
-@pytest.mark.parametrize("pair", [({"transport": {**BASE["transport"], "lease_s": 1.0}}, {})], indirect=True, ids=["lease-1s"])
+@pytest.mark.parametrize("pair", [({"transport": {"lease_s": 1.0}}, {})], indirect=True, ids=["lease-1s"])
 async def test_a_decode_worker_that_dies_is_forgotten_after_the_lease(pair: Pair) -> None:
     call = pair.decode.call(greedy(LONG), pair.far.candidate(Route.REMOTE))
     await landing(pair, call)

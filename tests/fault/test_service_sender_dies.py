@@ -11,24 +11,12 @@ import pytest
 import pytest_asyncio
 
 from prfaas.types import Role, Route
-from tests.support.emulated_worker import BLOCK_TOKENS
 from tests.support.worker_processes import Answer, Fleet, Worker, fleet, greedy, prompt
 
 pytestmark = [pytest.mark.fault, pytest.mark.e2e]
 
-BASE = {
-    "model": "weights",
-    "served_model_name": "test-model",
-    "engine": {"kind": "emulated", "block_tokens": BLOCK_TOKENS, "max_step_tokens": 128, "max_running": 1},
-    "transport": {
-        "chunk_bytes": 16 * 1024,
-        "connect_timeout_s": 1.0,
-        "progress_timeout_s": 2.0,
-        "max_resumes": 1,
-        "egress_bytes_per_s": 400_000,
-    },
-}
-FAST, SLOW = {"time_scale": 0.02}, {"time_scale": 1.0}
+TRANSPORT = {"connect_timeout_s": 1.0, "progress_timeout_s": 2.0, "max_resumes": 1, "egress_bytes_per_s": 400_000}
+FAST, SLOW = 0.02, 1.0  # time scales
 PROMPT = prompt(1000, seed=3)
 
 
@@ -43,11 +31,10 @@ class Pair:
 
 @pytest_asyncio.fixture
 async def pair(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
-    speed = request.param
-    async with fleet(tmp_path, BASE) as workers:
+    async with fleet(tmp_path, engine={"time_scale": FAST}, transport=TRANSPORT) as workers:
         far, decode = await asyncio.gather(
-            workers.start("far", Role.PREFILL, "prefill-dc", engine={**BASE["engine"], **speed}),
-            workers.start("decode", Role.DECODE, "pd-dc", engine={**BASE["engine"], **FAST, "max_running": 8}),
+            workers.start("far", Role.PREFILL, "prefill-dc", engine={"time_scale": request.param, "max_running": 1}),
+            workers.start("decode", Role.DECODE, "pd-dc"),
         )
         yield Pair(workers, decode, far)
 
@@ -117,7 +104,7 @@ async def test_once_committed_the_sender_is_not_needed(pair: Pair) -> None:
 
 @pytest.mark.parametrize("pair", [SLOW], indirect=True)
 async def test_the_next_candidate_takes_over_in_mid_transfer(pair: Pair) -> None:
-    near = await pair.fleet.start("near", Role.PD_PREFILL, "pd-dc", engine={**BASE["engine"], **FAST})
+    near = await pair.fleet.start("near", Role.PD_PREFILL, "pd-dc")
     expected = (await pair.decode.generate(greedy(PROMPT, request_id="alone", cache_salt="alone"))).tokens
     asked = greedy(PROMPT, request_id="hit", cache_salt="hit")
     ladder = (pair.far.candidate(Route.REMOTE), near.candidate(Route.LOCAL))

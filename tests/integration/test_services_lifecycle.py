@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import grpc.aio
 import pytest
@@ -16,19 +15,14 @@ from prfaas import rpc
 from prfaas.errors import Draining, InvalidRequest
 from prfaas.pb import registry_pb2
 from prfaas.types import Role, Route
-from tests.support.emulated_worker import BLOCK_TOKENS
+from tests.support.emulated_hybrid import BLOCK_TOKENS
 from tests.support.registry import Router, serving
 from tests.support.waiting import until
 from tests.support.worker_processes import Answer, Worker, fleet, free_port, greedy, prompt
 
 pytestmark = [pytest.mark.e2e]
 
-BASE: dict[str, Any] = {
-    "model": "weights",
-    "served_model_name": "test-model",
-    "engine": {"kind": "emulated", "block_tokens": BLOCK_TOKENS, "max_step_tokens": 128, "time_scale": 0.2},
-    "transport": {"chunk_bytes": 16 * 1024},
-}
+QUICK = {"time_scale": 0.2}
 STEADY = greedy(prompt(64, seed=2), request_id="steady", max_tokens=300)  # a quarter of a second at least
 
 
@@ -51,7 +45,7 @@ async def set_role(worker: Worker, role: str, drain_timeout_s: float = 10.0) -> 
 
 
 async def test_a_drain_lets_what_runs_finish_and_nothing_else_in(tmp_path: Path) -> None:
-    async with fleet(tmp_path, BASE) as workers:
+    async with fleet(tmp_path, engine=QUICK) as workers:
         decode = await workers.start("decode", Role.DECODE)
         answer = Answer()
         reading = await begun(decode, answer)
@@ -70,7 +64,7 @@ async def _drain(worker: Worker, timeout_s: float) -> int:
 
 
 async def test_a_drain_that_takes_too_long_says_how_many_are_left(tmp_path: Path) -> None:
-    async with fleet(tmp_path, BASE) as workers:
+    async with fleet(tmp_path, engine=QUICK) as workers:
         decode = await workers.start("decode", Role.DECODE)
         answer = Answer()
         reading = await begun(decode, answer)
@@ -80,7 +74,7 @@ async def test_a_drain_that_takes_too_long_says_how_many_are_left(tmp_path: Path
 
 
 async def test_sigterm_finishes_what_runs_says_goodbye_and_ends(tmp_path: Path) -> None:
-    async with fleet(tmp_path, BASE) as workers:
+    async with fleet(tmp_path, engine=QUICK) as workers:
         decode = await workers.start("decode", Role.DECODE)
         answer = Answer()
         reading = await begun(decode, answer)
@@ -93,9 +87,9 @@ async def test_sigterm_finishes_what_runs_says_goodbye_and_ends(tmp_path: Path) 
 
 
 async def test_a_prefill_worker_that_stops_finishes_its_transfers(tmp_path: Path) -> None:
-    async with fleet(tmp_path, BASE) as workers:
+    async with fleet(tmp_path, engine=QUICK) as workers:
         far, decode = await asyncio.gather(
-            workers.start("far", Role.PREFILL, "prefill-dc", engine={**BASE["engine"], "time_scale": 1.0}),
+            workers.start("far", Role.PREFILL, "prefill-dc", engine={"time_scale": 1.0}),
             workers.start("decode", Role.DECODE),
         )
         asked = greedy(prompt(1000, seed=3), request_id="r")
@@ -108,7 +102,7 @@ async def test_a_prefill_worker_that_stops_finishes_its_transfers(tmp_path: Path
 
 
 async def test_a_converted_node_prefills_with_the_cache_it_had(tmp_path: Path) -> None:
-    async with fleet(tmp_path, BASE) as workers:
+    async with fleet(tmp_path, engine=QUICK) as workers:
         node, decode = await asyncio.gather(workers.start("node", Role.DECODE), workers.start("decode", Role.DECODE))
         tokens = prompt(320, seed=6)
         before = await node.generate(greedy(tokens, request_id="before"))
@@ -130,7 +124,7 @@ async def test_a_converted_node_prefills_with_the_cache_it_had(tmp_path: Path) -
 
 
 async def test_an_unknown_role_changes_nothing(tmp_path: Path) -> None:
-    async with fleet(tmp_path, BASE) as workers:
+    async with fleet(tmp_path, engine=QUICK) as workers:
         decode = await workers.start("decode", Role.DECODE)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await set_role(decode, "boss")
@@ -143,7 +137,7 @@ async def test_an_unknown_role_changes_nothing(tmp_path: Path) -> None:
 
 async def test_a_worker_serves_on_while_the_router_is_away_and_finds_its_successor(tmp_path: Path) -> None:
     first, second, port = Router(), Router(), free_port()
-    async with fleet(tmp_path, BASE) as workers:
+    async with fleet(tmp_path, engine=QUICK) as workers:
         async with serving(first, port):
             process = workers.spawn("decode", Role.DECODE, router_address=f"127.0.0.1:{port}")
             await until(lambda: first.heartbeats, 30.0)
@@ -160,7 +154,7 @@ async def test_a_worker_serves_on_while_the_router_is_away_and_finds_its_success
 
 async def test_a_worker_may_start_before_its_router(tmp_path: Path) -> None:
     router, port = Router(), free_port()
-    async with fleet(tmp_path, BASE) as workers:
+    async with fleet(tmp_path, engine=QUICK) as workers:
         process = workers.spawn("decode", Role.DECODE, router_address=f"127.0.0.1:{port}")
         await until(lambda: "cannot be reached" in workers.log("decode"), 30.0)
         async with serving(router, port):
@@ -169,11 +163,37 @@ async def test_a_worker_may_start_before_its_router(tmp_path: Path) -> None:
 
 
 async def test_a_port_in_use_is_said_plainly(tmp_path: Path) -> None:
-    async with serving(Router()) as taken, fleet(tmp_path, BASE) as workers:
+    async with serving(Router()) as taken, fleet(tmp_path, engine=QUICK) as workers:
         process = workers.spawn("decode", Role.DECODE, port=taken)
         await until(lambda: process.poll() is not None, 20.0)
         assert process.returncode != 0
         assert f"127.0.0.1:{taken}" in workers.log("decode")
+
+
+async def test_a_worker_ends_with_the_parent_that_holds_its_standard_input(tmp_path: Path) -> None:
+    async with fleet(tmp_path, engine=QUICK) as workers:
+        decode = await workers.start("decode", Role.DECODE, arguments=("--watch-stdin",))
+        answer = Answer()
+        reading = await begun(decode, answer)
+        assert decode.process.stdin is not None
+        decode.process.stdin.close()  # as the end of the parent does, however it ends
+        assert await decode.ended() == 0
+        await reading
+        assert len(answer.tokens) == 300
+        assert len(workers.router.goodbyes) == 1
+
+
+async def test_asking_twice_to_stop_does_not_wait_for_the_drain(tmp_path: Path) -> None:
+    async with fleet(tmp_path, engine={"time_scale": 1.0}) as workers:
+        decode = await workers.start("decode", Role.DECODE)
+        call = decode.call(greedy(prompt(4000), request_id="long"))
+        await decode.reached("computing", sequences_running=1)
+        decode.terminate()
+        await until(lambda: workers.router.heartbeats[-1].load.draining)
+        assert decode.process.poll() is None
+        decode.terminate()
+        assert await decode.ended(2.0) != 0
+        call.cancel()
 
 
 def _main(*arguments: str) -> subprocess.CompletedProcess[str]:

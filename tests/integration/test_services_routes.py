@@ -16,17 +16,11 @@ import pytest_asyncio
 from prfaas.errors import DeadlineExceeded, Draining, InvalidRequest, PromptTooLong
 from prfaas.modelspec import GroupKind
 from prfaas.types import PrefillCandidate, Role, Route, SamplingParams, SiteId, WorkerId
-from tests.support.emulated_worker import BLOCK_TOKENS, CACHE
+from tests.support.emulated_hybrid import CACHE, write_profile
 from tests.support.worker_processes import Fleet, Worker, fleet, greedy, prompt
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.e2e]
 
-BASE = {
-    "model": "weights-a",
-    "served_model_name": "test-model",
-    "engine": {"kind": "emulated", "time_scale": 0.05, "block_tokens": BLOCK_TOKENS, "max_step_tokens": 128},
-    "transport": {"chunk_bytes": 16 * 1024},
-}
 NOWHERE = PrefillCandidate(WorkerId("nowhere"), SiteId("pd"), "127.0.0.1:1", Route.LOCAL)
 
 
@@ -51,7 +45,7 @@ class System:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
-    async with fleet(tmp_path_factory.mktemp("workers"), BASE) as workers:
+    async with fleet(tmp_path_factory.mktemp("workers"), engine={"time_scale": 0.05}) as workers:
         far, near, decode = await asyncio.gather(
             workers.start("far", Role.PREFILL, "prefill-dc"),
             workers.start("near", Role.PD_PREFILL, "pd-dc"),
@@ -179,7 +173,8 @@ async def test_without_any_live_candidate_the_prompt_is_prefilled_here(system: S
 
 
 async def test_a_worker_with_other_weights_is_refused(system: System) -> None:
-    stranger = await system.fleet.start("stranger", Role.PREFILL, "prefill-dc", model="weights-b")
+    other = write_profile(system.fleet.directory / "other.json", architecture="another")
+    stranger = await system.fleet.start("stranger", Role.PREFILL, "prefill-dc", engine={"profile": str(other)})
     asked = greedy(prompt(100, seed=10), request_id="stranger", cache_salt="stranger")
     answer = await system.decode.generate(asked, stranger.candidate(Route.REMOTE))
     assert answer.report.attempts == ("stranger:fingerprint_mismatch",)

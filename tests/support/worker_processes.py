@@ -21,7 +21,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from prfaas import rpc
-from prfaas.config import TlsSettings, WorkerSettings
+from prfaas.config import TlsSettings, WorkerSettings, deep_merge
 from prfaas.convert import from_pb_prefill_report, from_pb_token_output, from_pb_usage, to_pb_decision, to_pb_generation_request
 from prfaas.pb import decode_pb2, decode_pb2_grpc, registry_pb2, registry_pb2_grpc
 from prfaas.types import (
@@ -37,14 +37,13 @@ from prfaas.types import (
     Usage,
     WorkerInfo,
 )
+from tests.support.emulated_hybrid import BLOCK_TOKENS, write_profile
 from tests.support.registry import Router, serving
 from tests.support.waiting import until
 
 PLAIN = TlsSettings()
 READY_TIMEOUT_S = 60.0
 SETTLE_TIMEOUT_S = 10.0
-EMULATED = ("tests.support.emulated_worker",)  # a worker without torch; PRODUCTION is what users start
-PRODUCTION = ("prfaas.worker",)
 # What an idle worker has none of. Cached blocks may stay, used ones may not.
 NOTHING_LEFT = (
     "blocks_used", "slots_used", "sequences_running", "sequences_waiting", "landings", "exports_pinned",
@@ -188,12 +187,9 @@ class Worker:
 class Fleet:
     """Workers that know one registry. Every process is gone when the fleet's context ends."""
 
-    def __init__(
-        self, router: Router, router_port: int, directory: Path, base: Mapping[str, Any], stack: AsyncExitStack
-    ) -> None:
+    def __init__(self, router: Router, directory: Path, base: Mapping[str, Any], stack: AsyncExitStack) -> None:
         self.router = router
-        self.router_port = router_port
-        self._directory = directory
+        self.directory = directory
         self._base = base
         self._stack = stack
 
@@ -217,31 +213,21 @@ class Fleet:
         return Worker(process, info, channel, metrics_port)
 
     def spawn(
-        self, worker_id: str, role: Role, site: str = "pd", *, program: Sequence[str] = EMULATED, **changes: Any
+        self, worker_id: str, role: Role, site: str = "pd", *, arguments: Sequence[str] = (), **changes: Any
     ) -> subprocess.Popen[bytes]:
         """Start a worker process, without waiting. Its standard input is a pipe that nobody writes to."""
-        settings = WorkerSettings.model_validate(
-            {
-                "worker_id": worker_id,
-                "site": site,
-                "role": role.value,
-                "router_address": f"127.0.0.1:{self.router_port}",
-                "heartbeat_s": 0.05,
-                "drain_timeout_s": 10.0,
-                **self._base,
-                **changes,
-            }
-        )
-        path = self._directory / f"{worker_id}.json"
+        own = {"worker_id": worker_id, "site": site, "role": role.value}
+        settings = WorkerSettings.model_validate(deep_merge(deep_merge(self._base, own), changes))
+        path = self.directory / f"{worker_id}.json"
         path.write_text(settings.model_dump_json())
-        command = [sys.executable, "-m", *program, "--settings", str(path)]
-        with (self._directory / f"{worker_id}.log").open("ab") as log:
+        command = [sys.executable, "-m", "prfaas.worker", "--settings", str(path), *arguments]
+        with (self.directory / f"{worker_id}.log").open("ab") as log:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
         self._stack.callback(_end, process)
         return process
 
     def log(self, worker_id: str) -> str:
-        return (self._directory / f"{worker_id}.log").read_text()[-4000:]
+        return (self.directory / f"{worker_id}.log").read_text()[-4000:]
 
 
 def free_port() -> int:
@@ -259,11 +245,28 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @asynccontextmanager
-async def fleet(directory: Path, base: Mapping[str, Any], router: Router | None = None) -> AsyncIterator[Fleet]:
-    """A registry and the workers started with it. `base` holds settings that all workers share."""
-    written = router or Router()
-    async with serving(written) as port, AsyncExitStack() as stack:
-        yield Fleet(written, port, directory, base, stack)
+async def fleet(directory: Path, **settings: Any) -> AsyncIterator[Fleet]:
+    """A registry and the workers started with it, on emulated engines of the hybrid model. `settings` hold for all
+    workers and are merged, key by key, into what makes a test quick."""
+    router = Router()
+    profile = write_profile(directory / "profile.json")
+    async with serving(router) as port, AsyncExitStack() as stack:
+        base = {
+            "model": "no files",
+            "served_model_name": "test-model",
+            "router_address": f"127.0.0.1:{port}",
+            "heartbeat_s": 0.05,
+            "drain_timeout_s": 10.0,
+            "engine": {
+                "kind": "emulated",
+                "profile": str(profile),
+                "block_tokens": BLOCK_TOKENS,
+                "max_step_tokens": 128,
+                "cache_bytes": 64 * 1024**2,
+            },
+            "transport": {"chunk_bytes": 16 * 1024},
+        }
+        yield Fleet(router, directory, deep_merge(base, settings), stack)
 
 
 def prompt(num_tokens: int, seed: int = 1) -> tuple[int, ...]:
