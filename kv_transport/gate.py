@@ -7,6 +7,7 @@ from types import TracebackType
 
 from kv_transport.session.send_order import SendOrder, Ticket, Traffic
 from prfaas.clock import Clock
+from prfaas.types import SiteId
 
 YIELD_S = 0.005  # a chunk that its receiver has not taken by then gives its turn to the next
 
@@ -24,6 +25,10 @@ class SendGate:
     @property
     def num_waiting(self) -> int:
         return self._order.num_waiting
+
+    def site_bytes_per_s(self, site: SiteId) -> float:
+        """What the path to a site has lately carried while it was the bottleneck; 0 when unknown."""
+        return self._order.site_bytes_per_s(site)
 
     def slot(self, traffic: Traffic, num_bytes: int) -> Slot:
         """`async with gate.slot(...)` waits for a turn to send about `num_bytes`."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from kv_transport import frames, messages
 from kv_transport.api import FetchResult, PrefillOrder, Sink
-from kv_transport.codecs import codec_coded, codec_named
+from kv_transport.codecs.registry import codec_coded, codec_named
 from kv_transport.frames import ChunkFrame, FirstFrame, ManifestFrame
 from kv_transport.messages import Attach, Digest, Finish, Manifest, Progress
 from kv_transport.session.receiver import Arrival, ReceiverState, ReceiveSession

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from kv_transport import frames
 from kv_transport.api import FirstTokens, Offer, PrefillOrder, PrefillSource, Queued, RangeReady
-from kv_transport.codecs import AS_IS, WireCodec
+from kv_transport.codecs.base import WireCodec
+from kv_transport.codecs.registry import AS_IS
 from kv_transport.frames import ChunkHeader
 from kv_transport.gate import SendGate
 from kv_transport.messages import Digest, First, Manifest, PathStats, Progress
@@ -209,15 +210,16 @@ class Outgoing:
 
     async def _framed(self, session: SendSession, chunk: Chunk) -> bytes:
         if self._shared.readers is None:
-            packed, frame = self._encode(chunk)
+            codec, packed, frame = self._encode(chunk)
         else:
             loop = asyncio.get_running_loop()
-            packed, frame = await loop.run_in_executor(self._shared.readers, self._encode, chunk)
-        session.framed(chunk.seq, packed, len(frame) - frames.HEADER.size)
-        self._shared.meter.moved(len(frame) - frames.HEADER.size, self._codec.name)
+            codec, packed, frame = await loop.run_in_executor(self._shared.readers, self._encode, chunk)
+        wire_bytes = len(frame) - frames.HEADER.size
+        session.framed(chunk.seq, packed, wire_bytes)
+        self._shared.meter.moved(wire_bytes, codec.name)
         return frame
 
-    def _encode(self, chunk: Chunk) -> tuple[bytes, bytes]:
+    def _encode(self, chunk: Chunk) -> tuple[WireCodec, bytes, bytes]:
         if self._offer is None:
             raise EngineFailed("a chunk before the offer")
         plan = self._offer.groups[chunk.group_index]
@@ -240,7 +242,8 @@ class Outgoing:
             raw_bytes=size,
             wire_bytes=sum(len(part) for part in coded),
         )
-        return frames.encode_chunk(header, coded)
+        packed, frame = frames.encode_chunk(header, coded)
+        return codec, packed, frame
 
     async def _pump_events(self) -> None:
         try:

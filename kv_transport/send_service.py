@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from kv_transport import messages
 from kv_transport.api import PrefillHandler
-from kv_transport.codecs import negotiate
+from kv_transport.codecs.registry import negotiate
 from kv_transport.gate import SendGate
 from kv_transport.messages import Finish
 from kv_transport.meter import SEND, TransferMeter
@@ -89,7 +89,7 @@ class SendService:
         except Draining:
             source.release(committed=False)
             raise
-        codec = negotiate(self._codec, order.codecs)
+        codec = negotiate(self._codec, order.codecs, self._gate.site_bytes_per_s(order.receiver_site))
         transfer = Outgoing(TransferId(uuid.uuid4().hex), order, source, codec, self._shared)
         self._transfers[transfer.transfer_id] = transfer
         self._meter.leases(len(self._transfers))

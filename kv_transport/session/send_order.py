@@ -65,12 +65,18 @@ class SendOrder:
         self._turns = 0
         self.in_flight_bytes = 0
         self._meter = RateMeter()
+        self._site_meters: dict[SiteId, RateMeter] = {}
         self._sites: dict[SiteId, TokenBucket] = {}
         self._tenants = {name: TokenBucket(rate) for name, rate in budget.tenant_bytes_per_s.items()}
 
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
+
+    def site_bytes_per_s(self, site: SiteId) -> float:
+        """Rate at which this site has lately taken bytes while it had chunks to take; 0 when unknown."""
+        meter = self._site_meters.get(site)
+        return meter.bytes_per_s if meter is not None else 0.0
 
     def submit(self, traffic: Traffic, num_bytes: int) -> Ticket:
         """Join the queue with a chunk of about `num_bytes`."""
@@ -96,6 +102,7 @@ class SendOrder:
         self.withdraw(ticket, now_s)
         ticket.traffic.served_bytes += sent_bytes
         self._meter.add(sent_bytes, now_s)
+        self._site_meters.setdefault(ticket.traffic.site, RateMeter()).add(sent_bytes, now_s)
         for bucket in self._buckets(ticket.traffic):
             bucket.take(sent_bytes - ticket.num_bytes, now_s)  # the codec's saving is given back
 

@@ -127,6 +127,23 @@ async def carries_entries_larger_than_a_chunk(harness: Harness) -> None:
         await settled(ends, source)
 
 
+async def codes_when_both_ends_want_it(harness: Harness) -> None:
+    """Lossless comes out exact and smaller, fp8 close and smaller; a receiver that accepts neither gets it as it is."""
+    for setting, accepted in (("lossless", ("lossless", "as_is")), ("fp8", ("fp8", "as_is")), ("fp8", ("as_is",))):
+        source = source_of(hybrid_offer(tokens=500))
+        settings = TransportSettings(chunk_bytes=65536, lanes=1, wire_codec=setting)
+        async with harness.join(FakeHandler(source), settings) as ends:
+            sink = KeepingSink()
+            result = await ends.transport.fetch(order_of(500, codecs=accepted), ends.address, sink)
+            assert result.codec == (setting if setting in accepted else "as_is")
+            assert (result.wire_bytes < 0.8 * result.raw_bytes) == (setting in accepted)
+            if result.codec == "fp8":
+                sink.require_close(source.contents)
+            else:
+                sink.require(source.contents)
+            await settled(ends, source)
+
+
 async def reports_a_refusal(harness: Harness) -> None:
     refusal = QueueFull("full", depth=3, limit=3, retry_after_s=1.5)
     async with harness.join(FakeHandler(error=refusal), SMALL_CHUNKS) as ends:
@@ -266,6 +283,7 @@ CHECKS: tuple[Check, ...] = (
     carries_nothing_when_nothing_is_missing,
     carries_only_what_is_offered,
     carries_entries_larger_than_a_chunk,
+    codes_when_both_ends_want_it,
     reports_a_refusal,
     reports_a_wrong_fingerprint,
     reports_an_absent_sender,

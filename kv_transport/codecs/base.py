@@ -1,4 +1,4 @@
-"""Wire codecs: how a chunk's canonical payload is written on the wire. Knows no frames and no transfers."""
+"""The port of wire codecs, and the codec that does nothing. Knows no frames and no transfers."""
 
 from __future__ import annotations
 
@@ -44,28 +44,3 @@ class AsIs:
         if len(coded) != raw_bytes:
             raise ProtocolViolation(f"{len(coded)} bytes as they are instead of {raw_bytes}", frame="chunk", state="decoding")
         return coded
-
-
-AS_IS = AsIs()
-CODECS: tuple[WireCodec, ...] = (AS_IS,)
-
-
-def codec_named(name: str) -> WireCodec:
-    """Raises ProtocolViolation for a name this version does not know."""
-    for codec in CODECS:
-        if codec.name == name:
-            return codec
-    raise ProtocolViolation(f"unknown wire codec {name!r}", frame="manifest", state="decoding")
-
-
-def codec_coded(code: int) -> WireCodec:
-    """Raises ProtocolViolation for a code this version does not know."""
-    for codec in CODECS:
-        if codec.code == code:
-            return codec
-    raise ProtocolViolation(f"unknown wire codec number {code}", frame="chunk", state="decoding")
-
-
-def negotiate(wanted: str, decodable: Sequence[str]) -> WireCodec:
-    """The sender's choice: what its settings want if the receiver can read it, else as it is."""
-    return codec_named(wanted) if wanted in decodable else AS_IS
