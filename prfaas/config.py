@@ -117,6 +117,8 @@ class PolicySettings(Settings):
     max_candidates: PositiveInt = 3
     ttft_slo_s: PositiveSeconds = 5.0
     itl_slo_s: PositiveSeconds = 0.05
+    price_per_instance_hour: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)  # by site
+    price_per_egress_gbyte: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)  # by sending site
 
 
 class LimitSettings(Settings):

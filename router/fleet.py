@@ -19,6 +19,7 @@ from prfaas.types import (
     CacheGroupInfo,
     GenerationRequest,
     LinkView,
+    PrefillReport,
     Role,
     SiteId,
     WorkerId,
@@ -28,6 +29,7 @@ from prfaas.types import (
 from router.api import FleetStatus, MemberView
 from router.ledger import Dispatch, DispatchId, Ledger
 from router.links import LinkBoard
+from router.policy.costs import UNKNOWN_S_PER_TOKEN, Kind, PrefillFit, PrefillModel
 from router.policy.decide import Verdict
 from router.policy.prefix_index import Family, PrefixIndex, PromptNames
 from router.policy.view import FleetView, Link, RequestView, Tuning, WorkerView
@@ -71,6 +73,8 @@ class Fleet:
         self._ledger = Ledger()
         self._board = LinkBoard(LINK_EXPIRY_S)
         self._links: dict[Link, LinkView] = {}
+        self._fits: dict[Kind, PrefillFit] = {}
+        self._models: dict[Kind, PrefillModel] = {}
         self._view: FleetView | None = None
         self._counted: set[tuple[str, str, str]] = set()
         self._expected: set[tuple[str, Role]] = set()  # kinds of worker the deployment has; a silent loss does not remove one
@@ -159,6 +163,7 @@ class Fleet:
                 links=self._links,
                 tuning=self._tuning,
                 member_timeout_s=self._member_timeout_s,
+                models=self._models,
             )
         return self._view
 
@@ -188,14 +193,25 @@ class Fleet:
             prefill_worker=prefiller,
             prefill_tokens=view.num_tokens - view.cached_tokens.get(prefiller, 0),
             blocks=-(-(view.num_tokens - held) // block_tokens),
+            prefill_ms=round(verdict.compute_s * 1000),
         )
         dispatch_id = self._ledger.open(dispatch)
         self._touch(dispatch)
         return dispatch_id
 
-    def prefilled(self, dispatch_id: DispatchId) -> None:
-        """The prompt is computed and landed."""
+    def prefilled(self, dispatch_id: DispatchId, report: PrefillReport, num_tokens: int) -> None:
+        """The prompt is computed and landed: what it took refines the forecasts to come."""
         self._touch(self._ledger.prefilled(dispatch_id))
+        member = self._members.get(report.worker_id)
+        if member is None:
+            return
+        kind = Kind(member.info.site, member.info.role)
+        fit = self._fits.setdefault(kind, PrefillFit())
+        fit.add(num_tokens - report.cached_tokens, report.cached_tokens, report.prefill_s)
+        model = fit.model()
+        if model is not None:
+            self._models = {**self._models, kind: model}
+            self._view = None
 
     def ended(self, dispatch_id: DispatchId) -> None:
         """The request is over on its decode worker, however it ended."""
@@ -235,6 +251,7 @@ class Fleet:
             waiting=load.waiting,
             free_tokens=max(0, load.free_blocks + load.cached_blocks - sent.blocks) * member.info.block_tokens,
             queued_tokens=max(load.waiting_prefill_tokens, sent.prefill_tokens),
+            queued_s=max(load.waiting_prefill_tokens * self._per_token_s(member), sent.prefill_ms / 1000),
             prefill_tokens_per_s=load.prefill_tokens_per_s,
             decode_step_s=load.decode_step_s,
             draining=load.draining,
@@ -242,6 +259,14 @@ class Fleet:
         )
         self._views_of(member.info)[view.worker_id] = view
         self._view = None
+
+    def _per_token_s(self, member: _Member) -> float:
+        """Seconds per token of the member's queue: as fitted, as reported, or a guess."""
+        model = self._models.get(Kind(member.info.site, member.info.role))
+        if model is not None:
+            return model.per_queued_token_s
+        speed = member.load.prefill_tokens_per_s
+        return 1 / speed if speed > 0 else UNKNOWN_S_PER_TOKEN
 
     def _views_of(self, info: WorkerInfo) -> dict[WorkerId, WorkerView]:
         return self._prefill.setdefault(info.site, {}) if info.role.opens_prefill else self._decode

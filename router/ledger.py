@@ -22,15 +22,18 @@ class Dispatch:
     prefill_worker: WorkerId
     prefill_tokens: int
     blocks: int
+    prefill_ms: int = 0  # whole milliseconds, so that sums return to zero
 
 
 @dataclass(frozen=True, slots=True)
 class Outstanding:
-    """Sums over one worker's dispatches: sequences, prompt tokens not yet prefilled, blocks not yet reserved."""
+    """Sums over one worker's dispatches: sequences, prompt tokens not yet prefilled and what they take in milliseconds,
+    blocks not yet reserved."""
 
     sequences: int = 0
     prefill_tokens: int = 0
     blocks: int = 0
+    prefill_ms: int = 0
 
 
 NOTHING = Outstanding()
@@ -50,7 +53,7 @@ class Ledger:
         self._next = DispatchId(dispatch_id + 1)
         self._open[dispatch_id] = (dispatch, False)
         self._add(dispatch.decode_worker, Outstanding(1, 0, dispatch.blocks), 1)
-        self._add(dispatch.prefill_worker, Outstanding(0, dispatch.prefill_tokens, 0), 1)
+        self._add(dispatch.prefill_worker, Outstanding(0, dispatch.prefill_tokens, 0, dispatch.prefill_ms), 1)
         return dispatch_id
 
     def prefilled(self, dispatch_id: DispatchId) -> Dispatch:
@@ -78,7 +81,7 @@ class Ledger:
 
     def _settle(self, dispatch: Dispatch) -> None:
         self._add(dispatch.decode_worker, Outstanding(0, 0, dispatch.blocks), -1)
-        self._add(dispatch.prefill_worker, Outstanding(0, dispatch.prefill_tokens, 0), -1)
+        self._add(dispatch.prefill_worker, Outstanding(0, dispatch.prefill_tokens, 0, dispatch.prefill_ms), -1)
 
     def _add(self, worker_id: WorkerId, part: Outstanding, sign: int) -> None:
         now = self._sums.get(worker_id, NOTHING)
@@ -86,6 +89,7 @@ class Ledger:
             now.sequences + sign * part.sequences,
             now.prefill_tokens + sign * part.prefill_tokens,
             now.blocks + sign * part.blocks,
+            now.prefill_ms + sign * part.prefill_ms,
         )
         if total == NOTHING:
             self._sums.pop(worker_id, None)

@@ -29,6 +29,7 @@ from router.gateway.app import create_app
 from router.gateway.gate import Gate
 from router.pipeline import RoutedPipeline
 from router.policy.decide import Policy
+from router.policy.predictive import PredictivePolicy
 from router.policy.threshold import ThresholdPolicy
 from router.policy.view import Tuning
 from router.registry import RegistryService
@@ -61,7 +62,7 @@ def run_router(settings: RouterSettings, stop: threading.Event, on_ready: Callab
 
 def make_policy(settings: PolicySettings) -> Policy:
     """The policy that the settings name."""
-    return ThresholdPolicy(settings)
+    return PredictivePolicy(settings) if settings.name == "predictive" else ThresholdPolicy(settings)
 
 
 async def _serve(

@@ -189,7 +189,7 @@ class RoutedPipeline:
     def _prefilled(self, trip: _Trip, start: _Start, event: Prefilled) -> Prefilled:
         """Account for a landed prompt; decode workers that failed before this one join its failed rungs."""
         report = event.report
-        self._fleet.prefilled(start.dispatch_id)
+        self._fleet.prefilled(start.dispatch_id, report, len(trip.request.tokens))
         self._metrics.inc(m.ROUTE_TAKEN, route=report.route.value)
         self._metrics.inc(m.KV_BYTES, report.kv_bytes, route=report.route.value)
         for attempt in report.attempts:

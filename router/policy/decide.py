@@ -30,10 +30,11 @@ class Rule(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A decision and the rule that made it."""
+    """A decision, the rule that made it, and the compute seconds it puts on the first prefilling worker."""
 
     decision: Decision
     rule: Rule
+    compute_s: float = 0.0
 
 
 class Policy(Protocol):
@@ -80,9 +81,12 @@ def conclude(
 ) -> Verdict:
     """Turn a pick into a decision with its failure ladder."""
     candidates: tuple[PrefillCandidate, ...] = ()
+    compute_s = options.inline_compute_s
     if pick.route is not Route.INLINE:
         own, other = (options.local, options.remote) if pick.route is Route.LOCAL else (options.remote, options.local)
-        candidates = ladder(pick.first or own, pick.route, other, max_candidates)
+        first = pick.first or own
+        candidates = ladder(first, pick.route, other, max_candidates)
+        compute_s = first[0].compute_s
     decision = Decision(
         decode_worker=options.decode.worker_id,
         decode_address=options.decode.address,
@@ -93,7 +97,7 @@ def conclude(
         threshold_tokens=threshold,
         predicted_ttft_s=predicted,
     )
-    return Verdict(decision, pick.rule)
+    return Verdict(decision, pick.rule, compute_s)
 
 
 def ladder(first: Sequence[Prefiller], route: Route, other: Sequence[Prefiller], limit: int) -> tuple[PrefillCandidate, ...]:

@@ -13,10 +13,15 @@ from router.policy.view import FleetView, Link, RequestView, WorkerView
 
 @dataclass(frozen=True, slots=True)
 class Prefiller:
-    """A worker that could prefill for the chosen decode worker: tokens it would compute and seconds until landed."""
+    """A worker that could prefill for the chosen decode worker.
+
+    `cost_s`: seconds until the cache has landed, which is the queue, the part of the wire that compute cannot hide
+    (layers are sent while later ones compute, so the longer of the two counts), and one round trip.
+    """
 
     worker: WorkerView
     missing_tokens: int
+    compute_s: float
     cost_s: float
 
 
@@ -26,6 +31,7 @@ class Options:
 
     decode: WorkerView
     inline_missing_tokens: int
+    inline_compute_s: float
     kv_bytes: int
     local: tuple[Prefiller, ...]
     remote: tuple[Prefiller, ...]
@@ -56,6 +62,7 @@ def survey(request: RequestView, view: FleetView, now_s: float, limit: int) -> O
     return Options(
         decode=decode,
         inline_missing_tokens=scorers.prefill_tokens(decode, request),
+        inline_compute_s=scorers.compute_s(decode, request, view.models),
         kv_bytes=num_bytes,
         local=tuple(_prefiller(r) for r in heapq.nsmallest(limit, local)),
         remote=tuple(_prefiller(r) for r in heapq.nsmallest(limit, remote)),
@@ -77,7 +84,8 @@ def choose_decode(request: RequestView, view: FleetView, now_s: float) -> Worker
     return min(able, key=lambda worker: scorers.decode_cost(worker, request))
 
 
-_Ranked = tuple[float, WorkerId, int, WorkerView]  # cost, id (so that equal costs have an order), missing tokens, worker
+# Cost, id (so that equal costs have an order), missing tokens, compute seconds, worker.
+_Ranked = tuple[float, WorkerId, int, float, WorkerView]
 
 
 def _rank(
@@ -92,10 +100,11 @@ def _rank(
     ranked: list[_Ranked] = []
     for worker in filters.prefill_workers(request, view, decode, site, now_s):
         missing = scorers.prefill_tokens(worker, request)
-        ranked.append((scorers.prefill_cost_s(worker, missing, rtt_s, stream_s), worker.worker_id, missing, worker))
+        compute_s = scorers.compute_s(worker, request, view.models)
+        ranked.append((worker.queued_s + max(compute_s, stream_s) + rtt_s, worker.worker_id, missing, compute_s, worker))
     return ranked
 
 
 def _prefiller(ranked: _Ranked) -> Prefiller:
-    cost_s, _, missing, worker = ranked
-    return Prefiller(worker, missing, cost_s)
+    cost_s, _, missing, compute_s, worker = ranked
+    return Prefiller(worker, missing, compute_s, cost_s)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from prfaas.types import LinkView
+from router.policy.costs import UNKNOWN_MODEL, Kind, Models
 from router.policy.view import RequestView, WorkerView
 
 # Prompt tokens missing on a decode worker that weigh as much as a full batch already running there. About what a
 # bandwidth-dense chip computes in the time in which its batch emits a hundred tokens per sequence.
 MISSING_TOKENS_PER_BATCH = 8192
-# Used where no worker has measured its speed yet; only ratios between workers matter then.
-UNKNOWN_SPEED_TOKENS_PER_S = 10_000.0
 
 
 def decode_cost(worker: WorkerView, request: RequestView) -> float:
@@ -47,10 +46,12 @@ def link_rate(link: LinkView) -> float:
     return link.capacity_bytes_per_s or link.goodput_bytes_per_s
 
 
-def prefill_cost_s(worker: WorkerView, missing_tokens: int, rtt_s: float, stream_s: float) -> float:
-    """Seconds until the prompt's cache has landed: queue, compute, and the part of the wire that compute cannot hide.
-
-    Layers are sent while later ones compute, so the longer of compute and streaming counts, plus one round trip.
-    """
-    speed = worker.prefill_tokens_per_s or UNKNOWN_SPEED_TOKENS_PER_S
-    return worker.queued_tokens / speed + max(missing_tokens / speed, stream_s) + rtt_s
+def compute_s(worker: WorkerView, request: RequestView, models: Models) -> float:
+    """Seconds to compute what `worker` lacks of the prompt: its kind's model, or its reported speed before there is one."""
+    cached = request.cached_tokens.get(worker.worker_id, 0)
+    model = models.get(Kind(worker.site, worker.role))
+    if model is not None:
+        return model.seconds(request.num_tokens - cached, cached)
+    if worker.prefill_tokens_per_s > 0:
+        return (request.num_tokens - cached) / worker.prefill_tokens_per_s
+    return UNKNOWN_MODEL.seconds(request.num_tokens - cached, cached)

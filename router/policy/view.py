@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from prfaas.modelspec import CacheSpec
 from prfaas.types import LinkView, Role, SiteId, WorkerId
+from router.policy.costs import Models
 
 
 class Link(NamedTuple):
@@ -49,6 +50,7 @@ class WorkerView:
     waiting: int = 0  # of those, waiting
     free_tokens: int = 0  # room in free or reclaimable blocks, less what is promised to requests on their way
     queued_tokens: int = 0  # prompt tokens to compute before a new prompt's first
+    queued_s: float = 0.0  # seconds until these are computed
     prefill_tokens_per_s: float = 0.0  # 0: unknown
     decode_step_s: float = 0.0  # 0: unknown
     draining: bool = False
@@ -75,3 +77,4 @@ class FleetView:
     links: Mapping[Link, LinkView]
     tuning: Tuning
     member_timeout_s: float
+    models: Models = field(default_factory=dict)  # prefill time of each kind of worker, as measured

@@ -7,7 +7,7 @@ import pytest
 from prfaas import metrics as m
 from prfaas.clock import ManualClock
 from prfaas.metrics import Emitter, MetricSet
-from prfaas.types import Decision, LinkView, PrefillCandidate, Role, Route, WorkerId, WorkerLoad
+from prfaas.types import Decision, LinkView, PrefillCandidate, PrefillReport, Role, Route, WorkerId, WorkerLoad
 from router.fleet import LINK_EXPIRY_S, Fleet
 from router.policy.decide import Rule, Verdict
 from router.policy.prefix_index import name_prompt
@@ -43,6 +43,10 @@ def verdict(prefiller: str | None = "p1") -> Verdict:
     return Verdict(Decision(WorkerId("d1"), "x", route, ladder, (), 0, 0), Rule.SHORT)
 
 
+def report(worker_id: str = "p1", cached_tokens: int = 0, prefill_s: float = 0.1) -> PrefillReport:
+    return PrefillReport(Route.LOCAL, WorkerId(worker_id), cached_tokens, 0.0, prefill_s, 0.0, 0.0, 0)
+
+
 def test_a_view_is_kept_until_something_changes(world: World) -> None:
     world.fleet.register(D1)
     view = world.fleet.view()
@@ -63,7 +67,7 @@ def test_a_dispatch_counts_where_reports_are_older_and_no_more_when_it_is_over(w
     assert (decode.running, decode.free_tokens, prefill.queued_tokens) == (3, (100 - 3 * 8) * 16, 3 * 96)
     world.beat("d1", WorkerLoad(running=9, free_blocks=100))
     assert world.fleet.view().decode[0].running == 9
-    world.fleet.prefilled(ids[0])
+    world.fleet.prefilled(ids[0], report(), 160)
     assert world.fleet.view().prefill[PD][0].queued_tokens == 2 * 96
     for dispatch_id in ids:
         world.fleet.ended(dispatch_id)
@@ -84,7 +88,7 @@ def test_a_request_may_outlive_its_workers(world: World) -> None:
     dispatch_id = world.fleet.dispatched(verdict(), request_view(100))
     world.fleet.deregister(D1.worker_id, "1")
     world.fleet.deregister(P1.worker_id, "1")
-    world.fleet.prefilled(dispatch_id)
+    world.fleet.prefilled(dispatch_id, report(), 100)
     world.fleet.ended(dispatch_id)
     assert world.fleet.num_dispatched == 0
 

@@ -141,16 +141,16 @@ class TestLadder:
         assert self.rungs(10, D, LOCAL, REMOTE) == []
 
     def test_the_last_rung_is_of_the_other_route(self) -> None:
-        more = [worker_view(f"r{i}", Role.PREFILL, "far", queued_tokens=i) for i in range(4)]
+        more = [worker_view(f"r{i}", Role.PREFILL, "far", queued_s=float(i)) for i in range(4)]
         assert self.rungs(9_000, D, LOCAL, *more) == [("r0", Route.REMOTE), ("r1", Route.REMOTE), ("p", Route.LOCAL)]
         assert self.rungs(9_000, D, *more) == [("r0", Route.REMOTE), ("r1", Route.REMOTE), ("r2", Route.REMOTE)]
         assert self.rungs(9_000, D, LOCAL, *more, max_candidates=1) == [("r0", Route.REMOTE)]
 
     def test_queues_and_links_order_the_workers_of_a_route(self) -> None:
-        near_but_busy = worker_view("a", Role.PREFILL, "far", queued_tokens=50_000)
+        near_but_busy = worker_view("a", Role.PREFILL, "far", queued_s=5.0)
         far = worker_view("b", Role.PREFILL, "deep")
         assert self.rungs(9_000, D, near_but_busy, far)[0] == ("b", Route.REMOTE)
-        near = worker_view("a", Role.PREFILL, "far", queued_tokens=5_000)
+        near = worker_view("a", Role.PREFILL, "far", queued_s=0.5)
         assert self.rungs(9_000, D, near, far)[0] == ("a", Route.REMOTE)
 
     def test_a_worker_with_other_model_files_cannot_prefill(self) -> None:
@@ -161,7 +161,7 @@ class TestLadder:
 flags = st.booleans()
 prefillers = st.builds(
     lambda i, role, site, queue, draining, stale: worker_view(
-        f"w{i}", role, site, queued_tokens=queue, draining=draining, seen_s=-10.0 if stale else NOW
+        f"w{i}", role, site, queued_s=queue / 1000, draining=draining, seen_s=-10.0 if stale else NOW
     ),
     st.integers(0, 99),
     st.sampled_from([Role.PREFILL, Role.PD_PREFILL]),
