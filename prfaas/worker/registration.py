@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+import grpc
 import grpc.aio
 
 from prfaas.convert import to_pb_cache_event, to_pb_link_view, to_pb_worker_info, to_pb_worker_load
@@ -119,5 +120,6 @@ class Registration:
 
     def _note_absence(self, error: grpc.aio.AioRpcError) -> None:
         if not self._away:
-            log.warning("the router cannot be reached (%s); serving on and trying again", error.details())
+            what = "cannot be reached" if error.code() is grpc.StatusCode.UNAVAILABLE else "does not register this worker"
+            log.warning("the router %s (%s); serving on and trying again", what, error.details())
         self._away = True

@@ -15,9 +15,9 @@ import pytest_asyncio
 
 from prfaas.errors import DeadlineExceeded, Draining, InvalidRequest, PromptTooLong
 from prfaas.modelspec import GroupKind
-from prfaas.types import PrefillCandidate, Role, Route, SamplingParams, SiteId, WorkerId
+from prfaas.types import FinishReason, PrefillCandidate, Role, Route, SamplingParams, SiteId, WorkerId
 from tests.support.emulated_hybrid import CACHE, write_profile
-from tests.support.worker_processes import Fleet, Worker, fleet, greedy, prompt
+from tests.support.worker_processes import Answer, Fleet, Worker, fleet, greedy, prompt
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.e2e]
 
@@ -122,38 +122,60 @@ async def test_a_prefix_known_only_at_the_other_site_is_counted(system: System) 
     other.kill()
 
 
-async def test_samples_share_one_prefill_and_one_transfer(system: System) -> None:
-    sampling = SamplingParams(max_tokens=6, temperature=1.0, seed=11, n=3, ignore_eos=True)
+PLAIN = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
+SAMPLING = {
+    "samples": replace(PLAIN, temperature=1.0, seed=11, n=3),
+    "one-token": replace(PLAIN, max_tokens=1),
+    "logprobs": replace(PLAIN, logprobs=2),
+    "prompt-logprobs": replace(PLAIN, prompt_logprobs=1),
+    "seed": replace(PLAIN, temperature=0.7, seed=2**64 - 1),
+}
+
+
+async def on_every_route(system: System, name: str, sampling: SamplingParams) -> list[Answer]:
     answers = []
     for route in Route:
-        asked = replace(greedy(prompt(90, seed=4), request_id=f"n-{route}", cache_salt=f"n-{route}"), sampling=sampling)
-        answers.append(await system.decode.generate(asked, *system.candidates(route)))
-    by_sample = [[[o.token_id for o in answer.outputs if o.index == index] for index in range(3)] for answer in answers]
-    assert by_sample[0] == by_sample[1] == by_sample[2]
-    assert [len(sample) for sample in by_sample[0]] == [6, 6, 6]
-    assert len({tuple(sample) for sample in by_sample[0]}) == 3
-    assert answers[0].usages[0].completion_tokens == 18
-
-
-async def test_one_token_is_enough(system: System) -> None:
-    """The first token comes from the prefilling engine; the deciding reason from the decoding one."""
-    for route in Route:
-        asked = greedy(prompt(50, seed=6), max_tokens=1, request_id=f"one-{route}", cache_salt=f"one-{route}")
-        answer = await system.decode.generate(asked, *system.candidates(route))
-        assert len(answer.outputs) == 1
-        assert answer.outputs[0].finish_reason == "length"
-
-
-async def test_logprobs_of_the_first_token_travel(system: System) -> None:
-    sampling = SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True, logprobs=2)
-    found = []
-    for route in Route:
-        asked = replace(greedy(prompt(70, seed=8), request_id=f"lp-{route}", cache_salt=f"lp-{route}"), sampling=sampling)
-        found.append(
-            [(o.logprob, o.top_logprobs) for o in (await system.decode.generate(asked, *system.candidates(route))).outputs]
+        asked = replace(
+            greedy(prompt(90, seed=4), request_id=f"{name}-{route}", cache_salt=f"{name}-{route}"), sampling=sampling
         )
-    assert found[0] == found[1] == found[2]
-    assert all(logprob is not None and len(best) == 2 for logprob, best in found[0])
+        answers.append(await system.decode.generate(asked, *system.candidates(route)))
+    return answers
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+async def test_every_route_gives_the_same_outputs(system: System, name: str) -> None:
+    """Not only the tokens: finish reasons, logprobs of first token and prompt, every sample."""
+    inline, local, remote = await on_every_route(system, name, SAMPLING[name])
+    assert inline.by_sample() == local.by_sample() == remote.by_sample()
+    assert len(inline.by_sample()) == SAMPLING[name].n
+    assert inline.usages == local.usages == remote.usages
+    assert all(outputs[-1].finish_reason is FinishReason.LENGTH for outputs in inline.by_sample().values())
+
+
+async def test_samples_differ(system: System) -> None:
+    (answer, *_) = await on_every_route(system, "differ", SAMPLING["samples"])
+    assert len({tuple(o.token_id for o in outputs) for outputs in answer.by_sample().values()}) == 3
+    assert answer.usages[0].completion_tokens == 18
+
+
+async def test_logprobs_are_there(system: System) -> None:
+    (answer, *_) = await on_every_route(system, "there", replace(PLAIN, logprobs=2, prompt_logprobs=1))
+    assert all(output.logprob is not None and len(output.top_logprobs) == 2 for output in answer.outputs)
+    assert answer.outputs[0].prompt_logprobs is not None
+    assert len(answer.outputs[0].prompt_logprobs) == 89
+
+
+async def test_a_stop_on_the_first_token_holds_on_every_route(system: System) -> None:
+    """The first token is drawn at the prefilling worker, the decoding one decides that it ends the request."""
+    (plain, *_) = await on_every_route(system, "unstopped", PLAIN)
+    first = plain.outputs[0].token_id
+    stopped = await on_every_route(system, "stopped", replace(PLAIN, stop_token_ids=(first,)))
+    for answer in stopped:
+        assert [(output.token_id, output.finish_reason) for output in answer.outputs] == [(first, FinishReason.STOP)]
+    forced = await on_every_route(system, "forced", replace(PLAIN, stop_token_ids=(first,), min_tokens=2))
+    for answer in forced:
+        assert answer.outputs[0].token_id != first
+        assert answer.by_sample() == forced[0].by_sample()
 
 
 async def test_a_dead_candidate_costs_a_rung(system: System) -> None:

@@ -64,6 +64,10 @@ class Answer:
         """Token ids of sample 0."""
         return [output.token_id for output in self.outputs if output.index == 0]
 
+    def by_sample(self) -> dict[int, list[TokenOutput]]:
+        """Each sample's outputs in the order they came."""
+        return {index: [o for o in self.outputs if o.index == index] for index in sorted({o.index for o in self.outputs})}
+
     @property
     def report(self) -> PrefillReport:
         (report,) = self.reports
