@@ -126,7 +126,12 @@ class HybridCache:
             self._pools[name].use(slots[name])
         for node in path:
             node.holders += 1
-        return Opened(Lease(tables, slots, quotas, starts, list(path)), moves)
+        torn = {
+            group.name: starts[group.name]
+            for group in self._sliding
+            if starts[group.name] >= len(path) and group.first_needed_token(demand.window_from) % self._block_tokens
+        }
+        return Opened(Lease(tables, slots, quotas, starts, torn, list(path)), moves)
 
     def grow(self, lease: Lease, num_tokens: int) -> bool:
         """Cover [.., num_tokens) in every table. False, and nothing changed, when blocks are lacking."""
@@ -179,7 +184,7 @@ class HybridCache:
             self._quota_left[name] -= quota
         for node in lease.nodes:
             node.holders += 1
-        return Opened(Lease(tables, slots, quotas, dict(lease.window_starts), list(lease.nodes)), tuple(moves))
+        return Opened(Lease(tables, slots, quotas, dict(lease.window_starts), lease.torn, list(lease.nodes)), tuple(moves))
 
     def settle(self, moves: Iterable[Move]) -> None:
         """These copies have run (or never will): unpin both ends."""
@@ -224,7 +229,7 @@ class HybridCache:
             node.holders += 1
             lease.nodes.append(node)
             for name, table in lease.tables.items():
-                if name not in node.blocks and table[index] != ABSENT:
+                if name not in node.blocks and table[index] != ABSENT and lease.torn.get(name) != index:
                     self._name(node, name, table[index])
                     stored[name].append(node.name)
             self._refresh(node)

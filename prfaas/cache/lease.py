@@ -33,6 +33,7 @@ class Lease:
     slots: dict[str, int]
     quotas: Mapping[str, int]
     window_starts: dict[str, int]  # SLIDING group -> first table index that is still held
+    torn: Mapping[str, int]  # SLIDING group -> table index of a block that a landing fills only from the window on
     nodes: list[Node] = field(default_factory=list)
     rolling: Node | None = None
     closed: bool = False
