@@ -19,7 +19,7 @@ from decode_service.ladder import PrefillLadder
 from decode_service.pb_codec import Call, read_call
 from decode_service.replies import Replies
 from prfaas.clock import Clock
-from prfaas.errors import DeadlineExceeded, EngineFailed, PrfaasError
+from prfaas.errors import DeadlineExceeded, EngineFailed, PrfaasError, UnknownModel
 from prfaas.log import logger
 from prfaas.pb import decode_pb2, decode_pb2_grpc
 from prfaas.rpc import abort
@@ -32,10 +32,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
-    """Serves Generate. `admit` is the door: entered by each call, left when the call ends."""
+    """Serves Generate for one model. `admit` is the door: entered by each call, left when the call ends."""
 
-    def __init__(self, ladder: PrefillLadder, *, worker_id: WorkerId, clock: Clock, admit: Admit) -> None:
+    def __init__(self, ladder: PrefillLadder, *, model: str, worker_id: WorkerId, clock: Clock, admit: Admit) -> None:
         self._ladder = ladder
+        self._model = model
         self._worker_id = worker_id
         self._clock = clock
         self._admit = admit
@@ -55,6 +56,8 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             await abort(context, EngineFailed(f"the decode worker failed: {type(error).__name__}"))
 
     async def _answer(self, call: Call, context: Context) -> None:
+        if call.request.model != self._model:  # a router that remembers who had this address before
+            raise UnknownModel(f"this worker serves {self._model!r}, not {call.request.model!r}", param="model")
         deadline = Deadline(self._clock, call.request.deadline_s)
         try:
             async with asyncio.timeout(call.request.deadline_s) as timeout:

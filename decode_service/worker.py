@@ -7,7 +7,7 @@ import grpc.aio
 from decode_service.ladder import LadderTerms, PrefillLadder
 from decode_service.service import Admit, DecodeService
 from kv_transport.api import PrefillTransport
-from kv_transport.codecs import AS_IS, CODECS
+from kv_transport.codecs.registry import accepted_codecs
 from prfaas.clock import Clock
 from prfaas.config import WorkerSettings
 from prfaas.engine.api import Engine
@@ -32,15 +32,9 @@ def serve_decode(
         worker_id=worker_id,
         site=SiteId(settings.site),
         attempt_timeout_s=settings.prefill_attempt_timeout_s,
-        codecs=_codecs(settings.transport.wire_codec),
+        codecs=accepted_codecs(settings.transport.wire_codec),
         max_lanes=settings.transport.max_lanes,
     )
     ladder = PrefillLadder(engine, transport, terms, metrics, clock)
-    service = DecodeService(ladder, worker_id=worker_id, clock=clock, admit=admit)
+    service = DecodeService(ladder, model=settings.served_model_name, worker_id=worker_id, clock=clock, admit=admit)
     decode_pb2_grpc.add_DecodeServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
-
-
-def _codecs(wanted: str) -> tuple[str, ...]:
-    """What this worker lets senders use: everything it can read, or only the codec that its settings name."""
-    names = [codec.name for codec in CODECS] if wanted == "auto" else [wanted]
-    return (*(name for name in names if name != AS_IS.name), AS_IS.name)

@@ -22,6 +22,7 @@ from prfaas.errors import (
     InvalidRequest,
     PrfaasError,
     PromptTooLong,
+    UnknownModel,
 )
 from prfaas.metrics import Emitter, MetricSet
 from prfaas.pb import decode_pb2, decode_pb2_grpc
@@ -197,6 +198,13 @@ async def test_an_unknown_route_names_its_field() -> None:
         error = await served.failure(served.stub.Generate(message))
         assert isinstance(error, InvalidRequest)
         assert error.param == "decision.route"
+
+
+async def test_another_model_is_refused() -> None:
+    async with door() as served:
+        error = await served.failure(served.call(model="another"))
+        assert isinstance(error, UnknownModel)
+        assert served.engine.submitted == []
 
 
 class BrokenEngine(ScriptedEngine):
