@@ -14,4 +14,4 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 class Body(BaseModel):
     """No coercion ("1" is not 1), no silent extras."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, validate_by_alias=True, serialize_by_alias=True)

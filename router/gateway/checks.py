@@ -54,6 +54,19 @@ def check_token_ids(name: str, tokens: Sequence[int], text: TextModel) -> None:
             raise InvalidRequest(f"{token} is no token id of this model: ids are 0 to {size - 1}", param=name)
 
 
+def check_depth(name: str, root: object, limit: int) -> None:
+    """Raises InvalidRequest for JSON nested deeper than `limit`. No recursion: the caller chose the depth."""
+    todo: list[tuple[object, int]] = [(root, 1)]
+    while todo:
+        node, level = todo.pop()
+        if level > limit:
+            raise InvalidRequest(
+                f"the JSON schema in {name} is nested deeper than the limit of {limit}", param=name, limit=limit
+            )
+        inner = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
+        todo.extend((child, level + 1) for child in inner)
+
+
 def output_room(core: GatewayCore, *, prompt_tokens: int, wanted: int | None, default: int, param: str) -> int:
     """How many tokens may be generated: what was asked for, or the default bounded by what is left of the context.
 

@@ -104,6 +104,68 @@ class ToolMessage(Body):
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
 
 
+Schema = dict[str, object]
+
+
+class JsonSchema(Body):
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    json_schema: Schema = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = Field(default=None, description="Output always follows the schema, so both values mean the same")
+
+
+class TextFormat(Body):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Body):
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(Body):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class StructuredOutputs(Body):
+    """Further grammars; exactly one field."""
+
+    json_: Schema | None = Field(default=None, alias="json")
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    grammar: str | None = Field(default=None, description="A context-free grammar in Lark's notation")
+
+
+class Function(Body):
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: Schema | None = None
+    strict: bool | None = Field(
+        default=None, description="Arguments follow the schema whenever tool_choice demands a call; nothing else is promised"
+    )
+
+
+class FunctionTool(Body):
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Body):
+    name: str
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: FunctionName
+
+
+class ThinkingSwitch(Body):
+    type: Literal["enabled", "disabled"]
+
+
 class ChatRequest(SamplingFields):
     """POST /v1/chat/completions."""
 
@@ -111,7 +173,33 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: Count | None = Field(default=None, description="Replaces max_tokens; wins if both are given")
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    thinking: ThinkingSwitch | None = Field(default=None, description="Switches thinking, where the model can")
+    preserve_thinking: bool | None = Field(default=None, description="Keep the thinking of earlier turns in the prompt")
     chat_template_kwargs: dict[str, object] | None = Field(default=None, description="Further variables of the chat template")
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = Field(default=None, description="Returned as it is")
+    service_tier: Literal["auto", "default", "flex", "priority"] | None = Field(
+        default=None, description="flex runs after, priority before everybody else"
+    )
+    # Hints about OpenAI's own service. Accepted, and named in the header x-prfaas-not-applied: the router finds shared
+    # prefixes by itself, and no abuse tracking exists.
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    safety_identifier: str | None = None
+    # Known to OpenAI, refused here unless they ask for what happens anyway.
+    store: bool | None = None
+    modalities: list[str] | None = None
+    verbosity: str | None = None
+    audio: object = None
+    prediction: object = None
+    web_search_options: object = None
+    functions: object = None
+    function_call: object = None
 
 
 class CompletionRequest(SamplingFields):

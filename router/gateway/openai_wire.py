@@ -7,14 +7,16 @@ from typing import Any
 
 from prfaas.errors import PrfaasError
 from prfaas.types import FinishReason, Usage
+from router.gateway.chat import ChatRun
 from router.gateway.errors import openai_error
 from router.gateway.problem import problem_of
 from router.gateway.sample import Ending
 from router.gateway.sse import data
+from router.gateway.tools import ToolMode
 from router.gateway.visit import Visit
 
 
-def usage_object(usages: Sequence[Usage]) -> dict[str, Any]:
+def usage_object(usages: Sequence[Usage], *, reasoning_tokens: int = 0) -> dict[str, Any]:
     """The sum of the usages of one response's generations."""
     prompt = sum(usage.prompt_tokens for usage in usages)
     completion = sum(usage.completion_tokens for usage in usages)
@@ -23,12 +25,21 @@ def usage_object(usages: Sequence[Usage]) -> dict[str, Any]:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in usages)},
+        "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
     }
 
 
 def finish_reason(ending: Ending) -> str:
     """`length` when max_tokens or the context ran out, else `stop`."""
     return "length" if ending.reason is FinishReason.LENGTH else "stop"
+
+
+def chat_finish_reason(run: ChatRun, index: int, ending: Ending) -> str:
+    """As `finish_reason`, and `tool_calls` for a sample that ended well after calling tools of its own choice."""
+    reason = finish_reason(ending)
+    if reason == "stop" and run.called(index) and run.tools.mode is not ToolMode.NAMED:
+        return "tool_calls"
+    return reason
 
 
 def late_error(visit: Visit) -> Callable[[PrfaasError], bytes]:

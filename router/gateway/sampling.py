@@ -17,24 +17,24 @@ def sampling_params(
     core: GatewayCore,
     body: SamplingFields,
     *,
-    max_tokens: int,
+    max_tokens: int | None,
     n: int = 1,
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
     grammar: Grammar | None = None,
 ) -> SamplingParams:
-    """Fill in OpenAI's defaults; a seed is drawn if the caller has none.
+    """Fill in OpenAI's defaults; a seed is drawn if the caller has none. `max_tokens` is None where it is not known yet.
 
     Raises:
         InvalidRequest: token ids outside the vocabulary, or min_tokens above max_tokens.
     """
     min_tokens = body.min_tokens or 0
-    if min_tokens > max_tokens:
-        raise InvalidRequest(f"min_tokens is {min_tokens}, which is more than the {max_tokens} allowed", param="min_tokens")
+    if max_tokens is not None and min_tokens > max_tokens:
+        raise InvalidRequest(f"min_tokens is {min_tokens}, more than the {max_tokens} allowed", param="min_tokens")
     stop_token_ids = tuple(body.stop_token_ids or ())
     check_token_ids("stop_token_ids", stop_token_ids, core.text)
     return SamplingParams(
-        max_tokens=max_tokens,
+        max_tokens=max_tokens if max_tokens is not None else max(1, min_tokens),
         min_tokens=min_tokens,
         temperature=_or(body.temperature, 1.0),
         top_p=_or(body.top_p, 1.0),

@@ -77,10 +77,11 @@ class FakePipeline:
         self.eos_token_id = eos_token_id
         self.requests: list[GenerationRequest] = []
         self.ended: list[str] = []
-        self.changed = asyncio.Event()
+        self.started = asyncio.Event()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[PipelineEvent, None]:
         self.requests.append(request)
+        self.started.set()
         script, end = self.script, "closed"
         try:
             await self._reach("decide", script.decide_delay_s)
@@ -99,7 +100,6 @@ class FakePipeline:
             raise
         finally:
             self.ended.append(end)
-            self.changed.set()
 
     async def _reach(self, stage: str, delay_s: float) -> None:
         if delay_s:

@@ -35,7 +35,7 @@ CHAT_CASES: list[tuple[dict[str, Any], int, str, str | None, str]] = [
     ({"logit_bias": {"99999": 1}}, 400, "invalid_request", "logit_bias", "ids are 0 to"),
     ({"logit_bias": {"5": 101}}, 400, "invalid_value", "logit_bias.5", "less than or equal to 100"),
     ({"stop_token_ids": [99999]}, 400, "invalid_request", "stop_token_ids", "ids are 0 to"),
-    ({"min_tokens": 9, "max_tokens": 8}, 400, "invalid_request", "min_tokens", "more than the 8"),
+    ({"min_tokens": 9, "max_tokens": 8}, 400, "invalid_request", "min_tokens", "more than the 8 allowed"),
     ({"top_logprobs": 21}, 400, "invalid_value", "top_logprobs", "less than or equal to 20"),
     ({"frobnicate": True}, 400, "unknown_parameter", "frobnicate", "Unrecognized request argument supplied: frobnicate"),
 ]  # fmt: skip

@@ -110,11 +110,11 @@ async def test_messages_of_all_roles_reach_the_template(bench: Bench) -> None:
         {"role": "developer", "content": "D"},
         {"role": "user", "content": [{"type": "text", "text": "U1"}, {"type": "text", "text": "U2"}]},
         {"role": "assistant", "content": "A", "refusal": None, "annotations": [], "audio": None, "function_call": None},
-        {"role": "tool", "content": "T", "tool_call_id": "1"},
+        {"role": "system", "content": "S"},
     ]
     assert (await bench.chat(messages=messages)).status_code == 200
     prompt = bench.text.decode(bench.pipeline.requests[0].tokens)
-    assert prompt.split() == ["system", "D", "user", "U1U2", "assistant", "A", "tool", "T", "assistant"]
+    assert prompt.split() == ["system", "D", "user", "U1U2", "assistant", "A", "system", "S", "assistant"]
 
 
 async def test_stop_strings_end_the_sample_and_close_the_pipeline(bench: Bench) -> None:

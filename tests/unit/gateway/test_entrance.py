@@ -103,8 +103,7 @@ async def test_a_client_that_leaves_cancels_the_pipeline(bench: Bench, stream: b
         assert message["type"].startswith("http.response")
 
     call = asyncio.ensure_future(bench.app(_scope(), receive, send))
-    while not bench.pipeline.requests:
-        await asyncio.sleep(0.001)
+    await bench.pipeline.started.wait()
     await asyncio.sleep(after_s)
     gone.set()
     await asyncio.wait_for(call, 1)

@@ -10,7 +10,7 @@ from prfaas.text.vocabulary import Vocabulary
 from prfaas.types import FinishReason, TokenOutput
 from router.gateway.sample import Delta, Sample
 
-BYTES = Vocabulary(tuple(bytes([byte]) for byte in range(256)) + (b"<end>",), frozenset({256}), {})
+BYTES = Vocabulary((*(bytes([byte]) for byte in range(256)), b"<end>"), frozenset({256}), {})
 END = 256
 
 

@@ -11,7 +11,7 @@ from prfaas.text.stops import StopMatcher
 from prfaas.text.vocabulary import Vocabulary, byte_level_alphabet, vocabulary_of
 from tests.support.text_models import byte_level_tokenizer
 
-BYTES = Vocabulary(tuple(bytes([byte]) for byte in range(256)) + (b"<end>", b"<tool>"), frozenset({256, 257}), {})
+BYTES = Vocabulary((*(bytes([byte]) for byte in range(256)), b"<end>", b"<tool>"), frozenset({256, 257}), {})
 
 
 def test_the_alphabet_is_a_bijection_of_all_bytes() -> None:

@@ -1,4 +1,4 @@
-"""Messages to prompt tokens: what a chat template expects, from what the OpenAI dialect allows."""
+"""Messages as chat templates expect them, from what the OpenAI dialect allows."""
 
 from __future__ import annotations
 
@@ -6,27 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from router.gateway.core import GatewayCore
-from router.gateway.openai_schema import AssistantMessage, ChatRequest, Message, TextPart, ToolCall, ToolMessage
-
-# Templates may use these themselves; a caller's variables must not replace them.
-RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt"})
-
-
-async def chat_tokens(core: GatewayCore, body: ChatRequest) -> tuple[int, ...]:
-    """Render the chat template and tokenize, off the event loop when long.
-
-    Raises:
-        InvalidRequest: the template refuses the messages. UnsupportedParameter: the model has no template.
-    """
-    messages = [template_message(message) for message in body.messages]
-    extra = {key: value for key, value in (body.chat_template_kwargs or {}).items() if key not in RESERVED_VARIABLES}
-
-    def work() -> tuple[int, ...]:
-        text = core.text.render_chat(messages, extra=extra)
-        return core.text.encode(text, add_special_tokens=False)
-
-    return await core.encoder.run(work, chars=sum(len(str(message.get("content", ""))) for message in messages))
+from router.gateway.openai_schema import AssistantMessage, Message, TextPart, ToolCall, ToolMessage
 
 
 def template_message(message: Message) -> dict[str, Any]:
