@@ -16,6 +16,7 @@ from prfaas.errors import PrfaasError
 from prfaas.metrics import MetricSet
 from prfaas.text import TextModel
 from router.api import FleetReader, Pipeline
+from router.gateway.anthropic_messages import anthropic_routes
 from router.gateway.core import GatewayCore
 from router.gateway.encoder import Encoder
 from router.gateway.entrance import Entrance
@@ -57,6 +58,7 @@ def create_app(
     _add_error_handlers(app)
     app.include_router(chat_routes(core))
     app.include_router(completion_routes(core))
+    app.include_router(anthropic_routes(core))
     app.include_router(status_routes(core))
     return app
 

@@ -25,12 +25,12 @@ def check_count(name: str, value: int, limit: int) -> None:
         raise InvalidRequest(f"{name} is {value}, the limit is {limit}", param=name, limit=limit)
 
 
-def stop_strings(stop: str | Sequence[str] | None, limit: int) -> tuple[str, ...]:
+def stop_strings(stop: str | Sequence[str] | None, limit: int, *, name: str = "stop") -> tuple[str, ...]:
     """Normalised stop strings. Raises InvalidRequest for too many or an empty one."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    check_count("stop", len(stops), limit)
+    check_count(name, len(stops), limit)
     if not all(stops):
-        raise InvalidRequest("stop strings must not be empty", param="stop")
+        raise InvalidRequest("stop strings must not be empty", param=name)
     return stops
 
 

@@ -100,7 +100,9 @@ class _Door:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._started = True
-            message["headers"] = [*message["headers"], (b"x-request-id", self._visit.request_id.encode("latin-1"))]
+            name = self._visit.request_id.encode("latin-1")
+            # OpenAI's and Anthropic's names for the same header.
+            message["headers"] = [*message["headers"], (b"x-request-id", name), (b"request-id", name)]
         await self._send(message)
 
     async def refuse(self, problem: Problem, path: str) -> None:

@@ -44,7 +44,8 @@ def openai_error(problem: Problem, request_id: str) -> dict[str, Any]:
 def anthropic_error(problem: Problem, request_id: str) -> dict[str, Any]:
     """The body of an Anthropic error."""
     kind = _ANTHROPIC_TYPES.get(problem.status, "api_error")
-    message = problem.message if problem.param is None else f"{problem.param}: {problem.message}"
+    message = "Extra inputs are not permitted" if problem.code == "unknown_parameter" else problem.message
+    message = message if problem.param is None else f"{problem.param}: {message}"
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
 
 

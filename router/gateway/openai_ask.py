@@ -25,7 +25,7 @@ from router.gateway.thinking import Thinking
 from router.gateway.tools import Tool, ToolMode, ToolUse
 
 TIER_PRIORITIES = {"auto": 0, "default": 0, "flex": 100, "priority": -100}
-HINTS = ("prompt_cache_key", "prompt_cache_retention", "safety_identifier")
+HINTS = ("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier")
 _REPLACED = {"functions": "use tools instead", "function_call": "use tool_choice instead"}
 
 

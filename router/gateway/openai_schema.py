@@ -18,6 +18,7 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 class StreamOptions(Body):
     include_usage: bool = Field(default=False, description="Send usage in a last chunk of its own")
+    include_obfuscation: Literal[False] | None = Field(default=None, description="Chunks are never padded")
 
 
 class SamplingFields(Body):
@@ -190,6 +191,7 @@ class ChatRequest(SamplingFields):
     # prefixes by itself, and no abuse tracking exists.
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    prompt_cache_options: dict[str, object] | None = None
     safety_identifier: str | None = None
     # Known to OpenAI, refused here unless they ask for what happens anyway.
     store: bool | None = None
