@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # For an NVIDIA GPU: make setup TORCH_INDEX=https://download.pytorch.org/whl/cu130
 TORCH_INDEX ?= cpu
 TORCH_VERSION := 2.13.0
-STAMP := $(VENV)/.installed-$(shell sha256sum pyproject.toml 2>/dev/null | cut -c1-12)
+STAMP := $(VENV)/.installed-$(shell { cat pyproject.toml scripts/setup.sh; echo $(TORCH_VERSION) $(TORCH_INDEX); } | sha256sum | cut -c1-12)
 
 .DEFAULT_GOAL := help
 
@@ -17,14 +17,14 @@ help: ## Show this help
 
 $(STAMP):
 	@scripts/setup.sh "$(PYTHON)" "$(VENV)" "$(TORCH_VERSION)" "$(TORCH_INDEX)"
-	@touch $@
+	@rm -f $(VENV)/.installed-* && touch $@
 
 .PHONY: setup
 setup: $(STAMP) ## Make .venv with everything pinned (CPU torch unless TORCH_INDEX says otherwise)
 
 .PHONY: demo
 demo: setup ## Fetch the demo model, start two sites on this machine, ask one question, keep serving until Ctrl-C
-	@$(BIN)/prfaas demo
+	@exec $(BIN)/prfaas demo
 
 .PHONY: test
 test: setup ## Run the test suite (what CI runs)
