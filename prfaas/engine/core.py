@@ -80,6 +80,8 @@ class EngineCore:
     def reserve(self, request: GenerationRequest, *, now_s: float) -> JobId | None:
         """Take room for a landing; None when there is none now. Raises what `submit` does, QueueFull excepted."""
         self._check(request)
+        if self.scheduler.starved:
+            return None
         landed = sum(1 for sequence in self.scheduler.waiting if sequence.lease is not None)
         if landed + sum(1 for job in self._jobs.values() if job.state is JobState.RESERVED) >= self._settings.max_running:
             return None

@@ -27,9 +27,6 @@ class WaitingQueue:
     def push(self, sequence: Sequence) -> None:
         insort(self._sequences, sequence, key=_rank)
 
-    def pop(self) -> Sequence:
-        return self._sequences.pop(0)
-
     def position(self, sequence: Sequence) -> int | None:
         """How many go before it; None when it does not wait."""
         index = bisect_left(self._sequences, sequence.rank, key=_rank)

@@ -3,11 +3,12 @@
 A step has a token budget. Decodes come first, then prefills that have begun, then new admissions, each in rank order;
 a long prompt is cut into chunks, and where a recurrent state must be snapshotted the chunk ends exactly there. When
 blocks run out, the last in rank is preempted and computes again later; the first in rank never is, so work always
-goes on. Admission is strictly in rank order: nobody overtakes a big prompt for ever.
+goes on. Blocks are handed out strictly in rank order: nobody overtakes a big prompt for ever.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -60,6 +61,7 @@ class Scheduler:
         self._running: list[Sequence] = []  # in rank order
         self._moves: list[Move] = []  # to run before the next step
         self._block_tokens = cache.spec.block_tokens
+        self.starved = False  # somebody had a seat but no blocks: landings must not take them first
 
     @property
     def running(self) -> tuple[Sequence, ...]:
@@ -160,15 +162,20 @@ class Scheduler:
                 self._cache.drop_snapshot(share.snapshot)
 
     def _admit(self) -> Sequence | None:
+        """Seat the next sequence. Without room for the head, one that holds its blocks already may go before it: to
+        wait for each other would be for ever."""
+        self.starved = False
         head = self._waiting.head
         if head is None or len(self._running) >= self._limits.max_running:
             return None
         if head.lease is None and not self._open(head):
-            return None
-        sequence = self._waiting.pop()
-        self._running.append(sequence)
-        self._running.sort(key=lambda each: each.rank)
-        return sequence
+            self.starved = True
+            head = next((sequence for sequence in self._waiting if sequence.lease is not None), None)
+            if head is None:
+                return None
+        self._waiting.discard(head)
+        insort(self._running, head, key=lambda each: each.rank)
+        return head
 
     def _open(self, sequence: Sequence) -> bool:
         names = sequence.name_blocks()
