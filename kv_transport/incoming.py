@@ -8,6 +8,7 @@ another lane's unconfirmed chunks are fetched by restarting the main lane.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from dataclasses import dataclass
 
 from kv_transport import frames, messages
@@ -80,7 +81,7 @@ class Incoming:
         self._lanes: dict[int, _Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._transfer_id: TransferId | None = None
+        self._transfer_id = TransferId(uuid.uuid4().hex)
         self._manifest: Manifest | None = None
         self._manifest_s = 0.0
         self._first: messages.First | None = None
@@ -96,7 +97,7 @@ class Incoming:
 
     async def run(self) -> FetchResult:
         """Carry the transfer to its end. Raises as `PrefillTransport.fetch`; every lane is gone when it returns."""
-        order = messages.to_pb_order(self._order).SerializeToString()
+        order = messages.to_pb_order(self._order, self._transfer_id).SerializeToString()
         self._open(MAIN_LANE, self._sender.prefill(order, MAIN_LANE))
         watch = asyncio.create_task(self._watch())
         try:
@@ -112,10 +113,8 @@ class Incoming:
             await asyncio.gather(watch, *self._tasks, return_exceptions=True)
         return self._result()
 
-    def finish(self, *, committed: bool, reason: str = "") -> Finish | None:
-        """What to tell the sender, if it told us its transfer's id."""
-        if self._transfer_id is None:
-            return None
+    def finish(self, *, committed: bool, reason: str = "") -> Finish:
+        """What to tell the sender when it is over."""
         return Finish(self._transfer_id, committed, reason)
 
     def stop(self) -> None:
@@ -234,7 +233,8 @@ class Incoming:
 
     def _begin(self, frame: ManifestFrame) -> None:
         manifest = frame.manifest
-        self._transfer_id = manifest.transfer_id  # also a transfer that is refused below has to be released
+        if manifest.transfer_id != self._transfer_id:
+            raise ProtocolViolation("the manifest is of another transfer", frame="manifest", state="waiting")
         codec = codec_named(manifest.codec)
         if codec.name not in self._order.codecs and codec.name != "as_is":
             raise ProtocolViolation(f"codec {codec.name} was not asked for", frame="manifest", state="waiting")

@@ -34,6 +34,8 @@ MAX_STATES = 4096
 MAX_TOKENS = 2**31
 MAX_ENTRY_BYTES = 2**30
 MAX_SEQ_RANGES = 1 << 20
+MIN_ID_CHARS = 16
+MAX_ID_CHARS = 64
 
 EnumT = TypeVar("EnumT", bound=StrEnum)
 
@@ -121,8 +123,9 @@ def _word(kind: type[EnumT], text: str, what: str) -> EnumT:
         raise violation(f"{what} is {text!r}; known are {', '.join(kind)}") from None
 
 
-def to_pb_order(order: PrefillOrder) -> transfer_pb2.PrefillOrder:
+def to_pb_order(order: PrefillOrder, transfer_id: TransferId) -> transfer_pb2.PrefillOrder:
     return transfer_pb2.PrefillOrder(
+        transfer_id=transfer_id,
         request_id=order.request.request_id,
         fingerprint=to_pb_fingerprint(order.fingerprint),
         request=to_pb_generation_request(order.request),
@@ -144,6 +147,13 @@ def from_pb_order(message: transfer_pb2.PrefillOrder) -> PrefillOrder:
         receiver_site=SiteId(message.receiver_site),
         max_lanes=max(1, message.max_lanes),
     )
+
+
+def transfer_id_of(message: transfer_pb2.PrefillOrder) -> TransferId:
+    """The id that the receiver chose. Raises ProtocolViolation for one that nobody would draw at random."""
+    if not MIN_ID_CHARS <= len(message.transfer_id) <= MAX_ID_CHARS:
+        raise violation(f"a transfer id has {MIN_ID_CHARS} to {MAX_ID_CHARS} characters, not {len(message.transfer_id)}")
+    return TransferId(message.transfer_id)
 
 
 def to_pb_plan(plan: GroupPlan) -> transfer_pb2.GroupPlan:

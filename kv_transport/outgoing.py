@@ -77,6 +77,7 @@ class Outgoing:
         self._queued: Queued | None = None
         self._failure: PrfaasError | None = None
         self._closed = False
+        self._announced = False
         self._began_s = shared.clock.now_s()
         self._last_touch_s = self._began_s
         left_s = order.request.deadline_s
@@ -103,9 +104,9 @@ class Outgoing:
         return self._session.num_lanes if self._session is not None else 0
 
     @property
-    def resumable(self) -> bool:
-        """Whether the receiver can know this transfer, and so come back to it."""
-        return self._session is not None and not self._closed and self._failure is None
+    def announced(self) -> bool:
+        """The manifest was handed to the receiver, which may come back for the rest."""
+        return self._announced and not self._closed and self._failure is None
 
     def lease_left_s(self) -> float:
         """Seconds until the transfer may be dropped. Waiting for our own link is not held against the receiver."""
@@ -144,6 +145,7 @@ class Outgoing:
                 self._touch()
         attachment = self._session.attach(MAIN_LANE)
         try:
+            self._announced = True
             yield self._manifest_frame
             self._touch()
             async with aclosing(self._carry(self._session, MAIN_LANE, attachment)) as carried:

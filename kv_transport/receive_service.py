@@ -12,10 +12,12 @@ from kv_transport.meter import RECEIVE, TransferMeter
 from kv_transport.wire import SenderPort
 from prfaas.clock import Clock
 from prfaas.config import TransportSettings
-from prfaas.errors import PrfaasError
+from prfaas.errors import Draining, FingerprintMismatch, InvalidRequest, PrfaasError, QueueFull, WorkerUnreachable
 from prfaas.metrics import MetricSet
 from prfaas.types import LinkView, SiteId
 
+# The sender has nothing to release, or cannot be told.
+REFUSED = frozenset(e.code for e in (WorkerUnreachable, FingerprintMismatch, QueueFull, Draining, InvalidRequest))
 LINK_BOUND_SHARE = 0.5  # of a fetch spent after computing had ended: then the link set its speed
 
 
@@ -61,9 +63,8 @@ class ReceiveService:
         finally:
             monitor.ended(link_bound=bound)
             self._meter.ended(self._clock.now_s() - began_s, failure)
-            finish = incoming.finish(committed=failure is None, reason=failure or "")
-            if finish is not None:
-                self._finish_later(sender, finish, monitor)
+            if failure not in REFUSED:
+                self._finish_later(sender, incoming.finish(committed=failure is None, reason=failure or ""), monitor)
             self._fetches.discard(incoming)
             if not self._fetches:
                 self._idle.set()

@@ -1,13 +1,12 @@
 """The sender's table of transfers: opens them, finds them again for lanes and resumes, releases them. Knows no sockets.
 
 A transfer is kept while a receiver takes frames, and `lease_s` longer. It is released at once on `finish`, when its
-source fails, and when its call ends before the receiver could know its id.
+source fails, and when its call ends before the manifest was handed over.
 """
 
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
 from contextlib import aclosing
@@ -80,9 +79,12 @@ class SendService:
         """The main lane of a new transfer. Raises what the handler and the source raise, and Draining when closing."""
         self._refuse_when_closing()
         try:
-            order = messages.from_pb_order(transfer_pb2.PrefillOrder.FromString(order_bytes))
+            message = transfer_pb2.PrefillOrder.FromString(order_bytes)
+            transfer_id, order = messages.transfer_id_of(message), messages.from_pb_order(message)
         except DecodeError as error:
             raise InvalidRequest("the prefill order is not valid protobuf") from error
+        if transfer_id in self._transfers:
+            raise InvalidRequest("this transfer id is in use")
         source = await self._handler.open(order)
         try:
             self._refuse_when_closing()
@@ -90,7 +92,7 @@ class SendService:
             source.release(committed=False)
             raise
         codec = negotiate(self._codec, order.codecs, self._gate.site_bytes_per_s(order.receiver_site))
-        transfer = Outgoing(TransferId(uuid.uuid4().hex), order, source, codec, self._shared)
+        transfer = Outgoing(transfer_id, order, source, codec, self._shared)
         self._transfers[transfer.transfer_id] = transfer
         self._meter.leases(len(self._transfers))
         try:
@@ -102,7 +104,7 @@ class SendService:
                 self._release(transfer, committed=False, failure=error.code)
             raise
         finally:
-            if not transfer.resumable:
+            if not transfer.announced:
                 self._release(transfer, committed=False)
 
     async def attach(self, request_bytes: bytes) -> AsyncGenerator[bytes, None]:

@@ -131,7 +131,7 @@ async def codes_when_both_ends_want_it(harness: Harness) -> None:
     """Lossless comes out exact and smaller, fp8 close and smaller; a receiver that accepts neither gets it as it is."""
     for setting, accepted in (("lossless", ("lossless", "as_is")), ("fp8", ("fp8", "as_is")), ("fp8", ("as_is",))):
         source = source_of(hybrid_offer(tokens=500))
-        settings = TransportSettings(chunk_bytes=65536, lanes=1, wire_codec=setting)
+        settings = SMALL_CHUNKS.model_copy(update={"chunk_bytes": 65536, "wire_codec": setting})
         async with harness.join(FakeHandler(source), settings) as ends:
             sink = KeepingSink()
             result = await ends.transport.fetch(order_of(500, codecs=accepted), ends.address, sink)

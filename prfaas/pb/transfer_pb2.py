@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from prfaas.pb import common_pb2 as prfaas_dot_pb_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18prfaas/pb/transfer.proto\x12\tprfaas.pb\x1a\x16prfaas/pb/common.proto\"N\n\x0cTensorLayout\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x12\n\nwire_dtype\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\"\xd1\x01\n\tGroupPlan\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x03(\r\x12(\n\x07tensors\x18\x04 \x03(\x0b\x32\x17.prfaas.pb.TensorLayout\x12\x13\n\x0btoken_start\x18\x05 \x01(\x04\x12\x12\n\ntoken_stop\x18\x06 \x01(\x04\x12\x17\n\x0fstate_positions\x18\x07 \x03(\x04\x12\x1a\n\rwindow_tokens\x18\x08 \x01(\x04H\x00\x88\x01\x01\x42\x10\n\x0e_window_tokens\"\xdf\x01\n\x0cPrefillOrder\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x0b\x66ingerprint\x18\x02 \x01(\x0b\x32\x16.prfaas.pb.Fingerprint\x12-\n\x07request\x18\x03 \x01(\x0b\x32\x1c.prfaas.pb.GenerationRequest\x12\x13\n\x0bheld_tokens\x18\x04 \x01(\x04\x12\x0e\n\x06\x63odecs\x18\x05 \x03(\t\x12\x11\n\tmax_lanes\x18\x06 \x01(\r\x12\x10\n\x08receiver\x18\x07 \x01(\t\x12\x15\n\rreceiver_site\x18\x08 \x01(\t\")\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\r\x12\r\n\x05\x65ta_s\x18\x02 \x01(\x01\"\xd2\x01\n\x08Manifest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x13\n\x0bsender_site\x18\x03 \x01(\t\x12\x12\n\nnum_tokens\x18\x04 \x01(\x04\x12\x15\n\rcached_tokens\x18\x05 \x01(\x04\x12\r\n\x05\x63odec\x18\x06 \x01(\t\x12$\n\x06groups\x18\x07 \x03(\x0b\x32\x14.prfaas.pb.GroupPlan\x12\x13\n\x0btotal_bytes\x18\x08 \x01(\x04\x12\x17\n\x0fsuggested_lanes\x18\t \x01(\r\"3\n\x08Progress\x12\x13\n\x0bready_bytes\x18\x03 \x01(\x04\x12\x12\n\nsent_bytes\x18\x04 \x01(\x04\"s\n\nFirstToken\x12\'\n\x07outputs\x18\x01 \x03(\x0b\x32\x16.prfaas.pb.TokenOutput\x12\x0f\n\x07queue_s\x18\x02 \x01(\x01\x12\x11\n\tprefill_s\x18\x03 \x01(\x01\x12\x18\n\x10since_manifest_s\x18\x04 \x01(\x01\"K\n\tPathStats\x12\r\n\x05rtt_s\x18\x01 \x01(\x01\x12\x12\n\nsent_bytes\x18\x02 \x01(\x04\x12\x1b\n\x13retransmitted_bytes\x18\x03 \x01(\x04\"d\n\x06\x44igest\x12\x12\n\nnum_chunks\x18\x01 \x01(\r\x12\x12\n\nwire_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\"\n\x04path\x18\x04 \x01(\x0b\x32\x14.prfaas.pb.PathStats\"i\n\rAttachRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x0c\n\x04lane\x18\x02 \x01(\r\x12%\n\x08received\x18\x03 \x03(\x0b\x32\x13.prfaas.pb.SeqRange\x12\x0e\n\x06resume\x18\x04 \x01(\x08\"\'\n\x08SeqRange\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0c\n\x04stop\x18\x02 \x01(\r\"G\n\rFinishRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x11\n\tcommitted\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\r\n\x0b\x46inishReply\"4\n\x0cProbeRequest\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x15\n\rmessage_bytes\x18\x02 \x01(\r\"B\n\nProbeReply\x12\x13\n\x0bunix_time_s\x18\x01 \x01(\x01\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0c\n\x04site\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18prfaas/pb/transfer.proto\x12\tprfaas.pb\x1a\x16prfaas/pb/common.proto\"N\n\x0cTensorLayout\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x12\n\nwire_dtype\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\"\xd1\x01\n\tGroupPlan\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x03(\r\x12(\n\x07tensors\x18\x04 \x03(\x0b\x32\x17.prfaas.pb.TensorLayout\x12\x13\n\x0btoken_start\x18\x05 \x01(\x04\x12\x12\n\ntoken_stop\x18\x06 \x01(\x04\x12\x17\n\x0fstate_positions\x18\x07 \x03(\x04\x12\x1a\n\rwindow_tokens\x18\x08 \x01(\x04H\x00\x88\x01\x01\x42\x10\n\x0e_window_tokens\"\xf4\x01\n\x0cPrefillOrder\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x0b\x66ingerprint\x18\x02 \x01(\x0b\x32\x16.prfaas.pb.Fingerprint\x12-\n\x07request\x18\x03 \x01(\x0b\x32\x1c.prfaas.pb.GenerationRequest\x12\x13\n\x0bheld_tokens\x18\x04 \x01(\x04\x12\x0e\n\x06\x63odecs\x18\x05 \x03(\t\x12\x11\n\tmax_lanes\x18\x06 \x01(\r\x12\x10\n\x08receiver\x18\x07 \x01(\t\x12\x15\n\rreceiver_site\x18\x08 \x01(\t\x12\x13\n\x0btransfer_id\x18\t \x01(\t\")\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\r\x12\r\n\x05\x65ta_s\x18\x02 \x01(\x01\"\xd2\x01\n\x08Manifest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x13\n\x0bsender_site\x18\x03 \x01(\t\x12\x12\n\nnum_tokens\x18\x04 \x01(\x04\x12\x15\n\rcached_tokens\x18\x05 \x01(\x04\x12\r\n\x05\x63odec\x18\x06 \x01(\t\x12$\n\x06groups\x18\x07 \x03(\x0b\x32\x14.prfaas.pb.GroupPlan\x12\x13\n\x0btotal_bytes\x18\x08 \x01(\x04\x12\x17\n\x0fsuggested_lanes\x18\t \x01(\r\"3\n\x08Progress\x12\x13\n\x0bready_bytes\x18\x03 \x01(\x04\x12\x12\n\nsent_bytes\x18\x04 \x01(\x04\"s\n\nFirstToken\x12\'\n\x07outputs\x18\x01 \x03(\x0b\x32\x16.prfaas.pb.TokenOutput\x12\x0f\n\x07queue_s\x18\x02 \x01(\x01\x12\x11\n\tprefill_s\x18\x03 \x01(\x01\x12\x18\n\x10since_manifest_s\x18\x04 \x01(\x01\"K\n\tPathStats\x12\r\n\x05rtt_s\x18\x01 \x01(\x01\x12\x12\n\nsent_bytes\x18\x02 \x01(\x04\x12\x1b\n\x13retransmitted_bytes\x18\x03 \x01(\x04\"d\n\x06\x44igest\x12\x12\n\nnum_chunks\x18\x01 \x01(\r\x12\x12\n\nwire_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\"\n\x04path\x18\x04 \x01(\x0b\x32\x14.prfaas.pb.PathStats\"i\n\rAttachRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x0c\n\x04lane\x18\x02 \x01(\r\x12%\n\x08received\x18\x03 \x03(\x0b\x32\x13.prfaas.pb.SeqRange\x12\x0e\n\x06resume\x18\x04 \x01(\x08\"\'\n\x08SeqRange\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0c\n\x04stop\x18\x02 \x01(\r\"G\n\rFinishRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x11\n\tcommitted\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\r\n\x0b\x46inishReply\"4\n\x0cProbeRequest\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x15\n\rmessage_bytes\x18\x02 \x01(\r\"B\n\nProbeReply\x12\x13\n\x0bunix_time_s\x18\x01 \x01(\x01\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0c\n\x04site\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,29 +37,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GROUPPLAN']._serialized_start=144
   _globals['_GROUPPLAN']._serialized_end=353
   _globals['_PREFILLORDER']._serialized_start=356
-  _globals['_PREFILLORDER']._serialized_end=579
-  _globals['_QUEUED']._serialized_start=581
-  _globals['_QUEUED']._serialized_end=622
-  _globals['_MANIFEST']._serialized_start=625
-  _globals['_MANIFEST']._serialized_end=835
-  _globals['_PROGRESS']._serialized_start=837
-  _globals['_PROGRESS']._serialized_end=888
-  _globals['_FIRSTTOKEN']._serialized_start=890
-  _globals['_FIRSTTOKEN']._serialized_end=1005
-  _globals['_PATHSTATS']._serialized_start=1007
-  _globals['_PATHSTATS']._serialized_end=1082
-  _globals['_DIGEST']._serialized_start=1084
-  _globals['_DIGEST']._serialized_end=1184
-  _globals['_ATTACHREQUEST']._serialized_start=1186
-  _globals['_ATTACHREQUEST']._serialized_end=1291
-  _globals['_SEQRANGE']._serialized_start=1293
-  _globals['_SEQRANGE']._serialized_end=1332
-  _globals['_FINISHREQUEST']._serialized_start=1334
-  _globals['_FINISHREQUEST']._serialized_end=1405
-  _globals['_FINISHREPLY']._serialized_start=1407
-  _globals['_FINISHREPLY']._serialized_end=1420
-  _globals['_PROBEREQUEST']._serialized_start=1422
-  _globals['_PROBEREQUEST']._serialized_end=1474
-  _globals['_PROBEREPLY']._serialized_start=1476
-  _globals['_PROBEREPLY']._serialized_end=1542
+  _globals['_PREFILLORDER']._serialized_end=600
+  _globals['_QUEUED']._serialized_start=602
+  _globals['_QUEUED']._serialized_end=643
+  _globals['_MANIFEST']._serialized_start=646
+  _globals['_MANIFEST']._serialized_end=856
+  _globals['_PROGRESS']._serialized_start=858
+  _globals['_PROGRESS']._serialized_end=909
+  _globals['_FIRSTTOKEN']._serialized_start=911
+  _globals['_FIRSTTOKEN']._serialized_end=1026
+  _globals['_PATHSTATS']._serialized_start=1028
+  _globals['_PATHSTATS']._serialized_end=1103
+  _globals['_DIGEST']._serialized_start=1105
+  _globals['_DIGEST']._serialized_end=1205
+  _globals['_ATTACHREQUEST']._serialized_start=1207
+  _globals['_ATTACHREQUEST']._serialized_end=1312
+  _globals['_SEQRANGE']._serialized_start=1314
+  _globals['_SEQRANGE']._serialized_end=1353
+  _globals['_FINISHREQUEST']._serialized_start=1355
+  _globals['_FINISHREQUEST']._serialized_end=1426
+  _globals['_FINISHREPLY']._serialized_start=1428
+  _globals['_FINISHREPLY']._serialized_end=1441
+  _globals['_PROBEREQUEST']._serialized_start=1443
+  _globals['_PROBEREQUEST']._serialized_end=1495
+  _globals['_PROBEREPLY']._serialized_start=1497
+  _globals['_PROBEREPLY']._serialized_end=1563
 # @@protoc_insertion_point(module_scope)

@@ -40,7 +40,7 @@ class GroupPlan(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., layers: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Iterable[_Union[TensorLayout, _Mapping]]] = ..., token_start: _Optional[int] = ..., token_stop: _Optional[int] = ..., state_positions: _Optional[_Iterable[int]] = ..., window_tokens: _Optional[int] = ...) -> None: ...
 
 class PrefillOrder(_message.Message):
-    __slots__ = ("request_id", "fingerprint", "request", "held_tokens", "codecs", "max_lanes", "receiver", "receiver_site")
+    __slots__ = ("request_id", "fingerprint", "request", "held_tokens", "codecs", "max_lanes", "receiver", "receiver_site", "transfer_id")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
@@ -49,6 +49,7 @@ class PrefillOrder(_message.Message):
     MAX_LANES_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_SITE_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     fingerprint: _common_pb2.Fingerprint
     request: _common_pb2.GenerationRequest
@@ -57,7 +58,8 @@ class PrefillOrder(_message.Message):
     max_lanes: int
     receiver: str
     receiver_site: str
-    def __init__(self, request_id: _Optional[str] = ..., fingerprint: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ..., request: _Optional[_Union[_common_pb2.GenerationRequest, _Mapping]] = ..., held_tokens: _Optional[int] = ..., codecs: _Optional[_Iterable[str]] = ..., max_lanes: _Optional[int] = ..., receiver: _Optional[str] = ..., receiver_site: _Optional[str] = ...) -> None: ...
+    transfer_id: str
+    def __init__(self, request_id: _Optional[str] = ..., fingerprint: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ..., request: _Optional[_Union[_common_pb2.GenerationRequest, _Mapping]] = ..., held_tokens: _Optional[int] = ..., codecs: _Optional[_Iterable[str]] = ..., max_lanes: _Optional[int] = ..., receiver: _Optional[str] = ..., receiver_site: _Optional[str] = ..., transfer_id: _Optional[str] = ...) -> None: ...
 
 class Queued(_message.Message):
     __slots__ = ("position", "eta_s")

@@ -24,6 +24,7 @@ from kv_transport.testing.suite import failure_of, settled
 from prfaas.clock import MonotonicClock
 from prfaas.config import TlsSettings, TransportSettings
 from prfaas.errors import ConfigError, PrfaasError, TransferBroken, TransferStalled, WorkerUnreachable
+from prfaas.types import TransferId
 from tests.support.certs import Authority
 from tests.support.tcp_proxy import Connection, proxy_to
 
@@ -177,7 +178,7 @@ async def test_a_slow_reader_slows_only_itself_and_holds_bounded_memory() -> Non
     stuck, quick = source_of(hybrid_offer(tokens=8000, layers=32, width=128)), source_of(big())
     settings = fast(lease_s=1.0)
     async with GrpcHarness().join(FakeHandler(stuck, quick), settings) as ends:
-        stream = ends.sender.prefill(messages.to_pb_order(order_of(8000)).SerializeToString(), 0)
+        stream = ends.sender.prefill(messages.to_pb_order(order_of(8000), TransferId("0" * 32)).SerializeToString(), 0)
         assert await stream.read() is not None
         await asyncio.sleep(0.3)
         before = stuck.reads

@@ -208,7 +208,7 @@ async def test_a_receiver_that_dies_costs_one_lease() -> None:
     source = source_of(hybrid_offer(tokens=300))
     async with MemoryHarness().join(FakeHandler(source), fast(lease_s=0.4)) as ends:
         # A receiver that stops reading without closing anything is one whose event loop has died.
-        order = messages.to_pb_order(order_of(300)).SerializeToString()
+        order = messages.to_pb_order(order_of(300), TransferId("0" * 32)).SerializeToString()
         service_stream = ends.sender.prefill(order, 0)
         assert await service_stream.read() is not None
         await asyncio.sleep(0.2)

@@ -98,7 +98,11 @@ def test_control_round_trips() -> None:
 
 def test_order_and_attach_round_trip() -> None:
     order = order_of(50, tenant="a", deadline_s=2.5, codecs=("lossless", "as_is"))
-    assert messages.from_pb_order(messages.to_pb_order(order)) == order
+    message = messages.to_pb_order(order, TransferId("0123456789abcdef"))
+    assert messages.from_pb_order(message) == order
+    assert messages.transfer_id_of(message) == "0123456789abcdef"
+    with pytest.raises(ProtocolViolation, match="transfer id"):
+        messages.transfer_id_of(messages.to_pb_order(order, TransferId("guess")))
     attach = Attach(TransferId("t"), 3, True, ((0, 4), (6, 7)))
     assert messages.from_pb_attach(messages.to_pb_attach(attach)) == attach
 
