@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import grpc.aio
@@ -15,10 +16,11 @@ from prfaas import rpc
 from prfaas.errors import Draining, InvalidRequest
 from prfaas.pb import registry_pb2
 from prfaas.types import Role, Route
+from prfaas.worker.main import run_worker
 from tests.support.emulated_hybrid import BLOCK_TOKENS
 from tests.support.registry import Router, serving
 from tests.support.waiting import until
-from tests.support.worker_processes import Answer, Worker, fleet, free_port, greedy, prompt
+from tests.support.worker_processes import Answer, Client, Worker, fleet, free_port, greedy, prompt
 
 pytestmark = [pytest.mark.e2e]
 
@@ -121,6 +123,26 @@ async def test_a_converted_node_prefills_with_the_cache_it_had(tmp_path: Path) -
         assert (await node.generate(greedy(tokens, request_id="back"))).tokens == before.tokens
         await node.settled()
         await decode.settled()
+
+
+async def test_a_worker_runs_in_a_thread_as_well(tmp_path: Path) -> None:
+    """As in an actor of a pool, whose own event loop is busy with other things."""
+    async with fleet(tmp_path, engine=QUICK) as workers:
+        stop = threading.Event()
+        settings = workers.settings("decode", Role.DECODE)
+        thread = threading.Thread(target=run_worker, args=(settings, stop))
+        thread.start()
+        try:
+            await until(lambda: workers.router.heartbeats, 30.0)
+            address = workers.router.registered[0].address
+            async with rpc.channel(address, settings.transport.tls) as channel:
+                decode = Client(workers.router.registered[0], channel)
+                assert len((await decode.generate(greedy(prompt(50)))).tokens) == 8
+        finally:
+            stop.set()
+            await asyncio.to_thread(thread.join, 20.0)
+        assert not thread.is_alive()
+        assert len(workers.router.goodbyes) == 1
 
 
 async def test_an_unknown_role_changes_nothing(tmp_path: Path) -> None:

@@ -83,15 +83,11 @@ class Answer:
             self.usages.append(from_pb_usage(event.finished))
 
 
-class Worker:
-    """One worker process and channels to its doors."""
+class Client:
+    """Channels to the doors of one worker."""
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], info: WorkerInfo, channel: grpc.aio.Channel, metrics_port: int
-    ) -> None:
-        self.process = process
+    def __init__(self, info: WorkerInfo, channel: grpc.aio.Channel) -> None:
         self.info = info
-        self.metrics_port = metrics_port
         self._decode = decode_pb2_grpc.DecodeServiceStub(channel)  # type: ignore[no-untyped-call]
         self.control = registry_pb2_grpc.WorkerServiceStub(channel)  # type: ignore[no-untyped-call]
 
@@ -147,23 +143,9 @@ class Worker:
             counters = await self.counters()
         return counters
 
-    async def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples with these labels. The worker must have been started with a metrics port."""
-        text = (await asyncio.to_thread(httpx.get, f"http://127.0.0.1:{self.metrics_port}/metrics")).text
-        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
-        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
-
     async def computed(self) -> None:
         """Wait until an export is computed to its end and still held for its receiver."""
         await self.comes_to("a whole export", lambda now: now["exports_pinned"] > 0 and not now["sequences_running"])
-
-    async def received_bytes(self) -> None:
-        """Wait until some chunk has landed here."""
-        loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + SETTLE_TIMEOUT_S
-        while not await self.metric("prfaas_kv_wire_bytes_total", direction="receive"):
-            assert loop.time() < deadline_s, f"nothing has landed at {self.info.worker_id}"
-            await asyncio.sleep(0.01)
 
     async def settled(self, timeout_s: float = SETTLE_TIMEOUT_S) -> Mapping[str, float]:
         """Wait until nothing is held for anybody; returns the counters then. The error names what is left."""
@@ -173,6 +155,31 @@ class Worker:
         pools = counters["blocks_free"] + counters["blocks_cached"] + counters["blocks_used"]
         assert pools == counters["blocks_total"]
         return counters
+
+
+class Worker(Client):
+    """A worker process of a test's own."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], info: WorkerInfo, channel: grpc.aio.Channel, metrics_port: int
+    ) -> None:
+        super().__init__(info, channel)
+        self.process = process
+        self._metrics_port = metrics_port
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples with these labels. The worker must have been started with a metrics port."""
+        text = (await asyncio.to_thread(httpx.get, f"http://127.0.0.1:{self._metrics_port}/metrics")).text
+        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+    async def received_bytes(self) -> None:
+        """Wait until some chunk has landed here."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + SETTLE_TIMEOUT_S
+        while not await self.metric("prfaas_kv_wire_bytes_total", direction="receive"):
+            assert loop.time() < deadline_s, f"nothing has landed at {self.info.worker_id}"
+            await asyncio.sleep(0.01)
 
     def kill(self) -> None:
         """As a crash does: no goodbye."""
@@ -220,8 +227,7 @@ class Fleet:
         self, worker_id: str, role: Role, site: str = "pd", *, arguments: Sequence[str] = (), **changes: Any
     ) -> subprocess.Popen[bytes]:
         """Start a worker process, without waiting. Its standard input is a pipe that nobody writes to."""
-        own = {"worker_id": worker_id, "site": site, "role": role.value}
-        settings = WorkerSettings.model_validate(deep_merge(deep_merge(self._base, own), changes))
+        settings = self.settings(worker_id, role, site, **changes)
         path = self.directory / f"{worker_id}.json"
         path.write_text(settings.model_dump_json())
         command = [sys.executable, "-m", "prfaas.worker", "--settings", str(path), *arguments]
@@ -229,6 +235,11 @@ class Fleet:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
         self._stack.callback(_end, process)
         return process
+
+    def settings(self, worker_id: str, role: Role, site: str = "pd", **changes: Any) -> WorkerSettings:
+        """What a worker of this fleet is started with."""
+        own = {"worker_id": worker_id, "site": site, "role": role.value}
+        return WorkerSettings.model_validate(deep_merge(deep_merge(self._base, own), changes))
 
     def log(self, worker_id: str) -> str:
         return (self.directory / f"{worker_id}.log").read_text()[-4000:]
