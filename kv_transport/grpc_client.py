@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from kv_transport import messages
+from kv_transport import messages, tcp_info
 from kv_transport.api import FetchResult, PrefillOrder, Sink
 from kv_transport.grpc_server import ATTACH, FINISH, PREFILL, SERVICE
 from kv_transport.messages import Attach, Finish
@@ -33,6 +33,7 @@ _NETWORK = (
     grpc.StatusCode.DEADLINE_EXCEEDED,
 )
 FINISH_TIMEOUT_S = 5.0
+RETIRE_GRACE_S = 120.0  # for transfers that run over a connection with replaced certificates
 
 
 class GrpcStream:
@@ -83,21 +84,24 @@ class GrpcStream:
 
 
 class GrpcPeer:
-    """The connections to one sender."""
+    """The connections to one sender, by number. A connection keeps the certificate it was made with; when the files
+    change, new calls go over new connections and the old ones close when their calls have ended."""
 
     def __init__(self, address: str, settings: TransportSettings, files: rpc.TlsFiles | None) -> None:
         self._address = address
         self._settings = settings
         self._files = files
+        self._material = files.current() if files is not None else None
         self._channels: dict[int, grpc.aio.Channel] = {}
-        self._dropping: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
 
-    def call(self, lane: int, method: str) -> Any:
-        """A method on the lane's connection, with raw bytes both ways."""
-        channel = self._channels.get(lane)
+    def call(self, number: int, method: str) -> Any:
+        """A method over connection `number`, with raw bytes both ways."""
+        self._follow_certificates()
+        channel = self._channels.get(number)
         if channel is None:
             channel = rpc.channel(self._address, self._settings.tls, own_connection=True, files=self._files)
-            self._channels[lane] = channel
+            self._channels[number] = channel
         path = f"/{SERVICE}/{method}"
         return channel.unary_unary(path, None, None) if method == FINISH else channel.unary_stream(path, None, None)
 
@@ -105,18 +109,26 @@ class GrpcPeer:
     def num_connections(self) -> int:
         return len(self._channels)
 
-    def drop(self, lane: int) -> None:
-        """Close the lane's connection; what else runs on it breaks and resumes on the next one."""
-        channel = self._channels.pop(lane, None)
+    def drop(self, number: int, grace_s: float | None = None) -> None:
+        """Close a connection, its calls after at most `grace_s`; what breaks resumes over the next one."""
+        channel = self._channels.pop(number, None)
         if channel is not None:
-            task = asyncio.create_task(channel.close(None), name="transfer-drop")
-            self._dropping.add(task)
-            task.add_done_callback(self._dropping.discard)
+            task = asyncio.create_task(channel.close(grace_s), name="transfer-drop")
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        for lane in list(self._channels):
-            self.drop(lane)
-        await asyncio.gather(*self._dropping)
+        """Close every connection now."""
+        for number in list(self._channels):
+            self.drop(number)
+        await asyncio.gather(*self._closing)
+
+    def _follow_certificates(self) -> None:
+        material = self._files.current() if self._files is not None else None
+        if material != self._material:
+            self._material = material
+            for number in list(self._channels):
+                self.drop(number, RETIRE_GRACE_S)
 
 
 class GrpcSender:
@@ -137,6 +149,9 @@ class GrpcSender:
 
     def replace(self, lane: int) -> None:
         self._peer.drop(self._connection(lane))
+
+    def rtt_s(self) -> float:
+        return min((c.rtt_s for c in tcp_info.connections([self._address]) if c.rtt_s > 0), default=0.0)
 
     async def finish(self, request: Finish) -> None:
         message = transfer_pb2.FinishRequest(

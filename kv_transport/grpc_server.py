@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from kv_transport.api import PrefillHandler
 from kv_transport.messages import Finish
 from kv_transport.send_service import SendService
+from kv_transport.tcp_info import plain_peer
 from prfaas import rpc
 from prfaas.clock import Clock
 from prfaas.config import TransportSettings
@@ -41,6 +42,7 @@ class TransferServer:
         handlers = {
             PREFILL: grpc.unary_stream_rpc_method_handler(self._prefill),
             ATTACH: grpc.unary_stream_rpc_method_handler(self._attach),
+            PROBE: grpc.unary_stream_rpc_method_handler(self._probe),
             FINISH: grpc.unary_unary_rpc_method_handler(self._finish),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
@@ -54,10 +56,13 @@ class TransferServer:
         await self._service.close()
 
     async def _prefill(self, request: bytes, context: Context) -> None:
-        await self._stream(self._service.prefill(request), context)
+        await self._stream(self._service.prefill(request, plain_peer(context.peer())), context)
 
     async def _attach(self, request: bytes, context: Context) -> None:
-        await self._stream(self._service.attach(request), context)
+        await self._stream(self._service.attach(request, plain_peer(context.peer())), context)
+
+    async def _probe(self, request: bytes, context: Context) -> None:
+        await self._stream(self._service.probe(request, plain_peer(context.peer())), context)
 
     async def _finish(self, request: bytes, context: Context) -> bytes:
         try:

@@ -249,6 +249,8 @@ class Incoming:
         self._manifest = manifest
         self._manifest_s = self._last_byte_s = self._clock.now_s()
         self._monitor.began(manifest)
+        if not self._monitor.knows_rtt:
+            self._monitor.round_trip(self._sender.rtt_s())
         wanted = self._monitor.wanted_lanes(self._session.total_bytes)
         for number in range(1, min(wanted, manifest.suggested_lanes, self._order.max_lanes, self._limits.max_lanes)):
             self._open(number, self._sender.attach(Attach(manifest.transfer_id, number, False)))

@@ -43,6 +43,10 @@ class Path:
             self._rtt_at_s = now_s
         self._heard_s = now_s
 
+    def knows_rtt(self, now_s: float) -> bool:
+        """Whether a round trip was measured within the window."""
+        return self._rtt_s > 0 and now_s - self._rtt_at_s <= RTT_WINDOW_S
+
     def landed(self, num_bytes: int, now_s: float) -> None:
         self.goodput.add(num_bytes, now_s)
         self._heard_s = now_s
@@ -143,8 +147,15 @@ class FetchMonitor:
     def sender_path(self, path: PathStats) -> None:
         if self._path is not None:
             self._path.sender_path(path)
-            if path.rtt_s > 0:
-                self._path.round_trip(path.rtt_s, self._clock.now_s())
+            self.round_trip(path.rtt_s)
+
+    def round_trip(self, rtt_s: float) -> None:
+        if self._path is not None and rtt_s > 0:
+            self._path.round_trip(rtt_s, self._clock.now_s())
+
+    @property
+    def knows_rtt(self) -> bool:
+        return self._path is not None and self._path.knows_rtt(self._clock.now_s())
 
     def wanted_lanes(self, total_bytes: int) -> int:
         if self._path is None:

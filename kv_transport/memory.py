@@ -108,6 +108,9 @@ class MemorySender:
     def replace(self, lane: int) -> None:
         """Every stream here is a connection of its own; there is nothing to replace."""
 
+    def rtt_s(self) -> float:
+        return 0.0
+
     async def finish(self, request: Finish) -> None:
         self._service.finish(request)
 

@@ -18,12 +18,13 @@ from kv_transport.codecs.base import WireCodec
 from kv_transport.codecs.registry import AS_IS
 from kv_transport.frames import ChunkHeader
 from kv_transport.gate import SendGate
-from kv_transport.messages import Digest, First, Manifest, PathStats, Progress
+from kv_transport.messages import Digest, First, Manifest, Progress
 from kv_transport.meter import TransferMeter
 from kv_transport.session.chunks import Chunk
 from kv_transport.session.send_order import Traffic
 from kv_transport.session.sender import SendSession
 from kv_transport.signal import Signal
+from kv_transport.tcp_info import PathLedger
 from prfaas.clock import Clock
 from prfaas.errors import EngineFailed, PrfaasError, ProtocolViolation, TransferBroken, TransferGone
 from prfaas.log import logger
@@ -54,6 +55,7 @@ class SendContext:
     gate: SendGate
     meter: TransferMeter
     clock: Clock
+    ledger: PathLedger
     readers: Executor | None  # where sources are read and chunks encoded; None: on the event loop
 
 
@@ -78,6 +80,7 @@ class Outgoing:
         self._failure: PrfaasError | None = None
         self._closed = False
         self._announced = False
+        self._peers: set[str] = set()
         self._began_s = shared.clock.now_s()
         self._last_touch_s = self._began_s
         left_s = order.request.deadline_s
@@ -131,8 +134,10 @@ class Outgoing:
         """Wait until the pump task is gone."""
         await asyncio.wait([self._pump])
 
-    async def main_lane(self) -> AsyncGenerator[bytes, None]:
-        """Everything from the queue to the digest, as frames. Raises what the source raised."""
+    async def main_lane(self, peer: str) -> AsyncGenerator[bytes, None]:
+        """Everything from the queue to the digest, as frames, to the connection's far end `peer` ("" when unknown).
+        Raises what the source raised."""
+        self._peers.add(peer)
         while self._session is None:
             self._raise_if_over()
             if self._queued is not None:
@@ -154,8 +159,9 @@ class Outgoing:
         finally:
             self._session.detach(MAIN_LANE, attachment)
 
-    async def lane(self, lane: int, received: tuple[tuple[int, int], ...] | None) -> AsyncGenerator[bytes, None]:
+    async def lane(self, lane: int, received: tuple[tuple[int, int], ...] | None, peer: str) -> AsyncGenerator[bytes, None]:
         """One more lane, or (`received` given) one that replaces a broken one; lane 0 ends with the digest."""
+        self._peers.add(peer)
         session = self._session
         if session is None:
             raise TransferGone("the transfer has no manifest yet and cannot be attached to")
@@ -201,7 +207,8 @@ class Outgoing:
                 if session.drained:
                     self._signal.notify()
             elif lane == MAIN_LANE and (digest := session.digest()) is not None:
-                yield frames.encode_digest(Digest(session.num_chunks, session.wire_bytes, digest, PathStats()))
+                path = self._shared.ledger.take(self._peers - {""})
+                yield frames.encode_digest(Digest(session.num_chunks, session.wire_bytes, digest, path))
                 self._touch()
                 return
             elif lane != MAIN_LANE and session.drained:

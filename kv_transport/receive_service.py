@@ -98,6 +98,4 @@ class ReceiveService:
             await sender.finish(finish)
         except PrfaasError:
             return  # the sender is gone, or its lease will end the transfer
-        now_s = self._clock.now_s()
-        if monitor.path is not None:
-            monitor.path.round_trip(now_s - began_s, now_s)
+        monitor.round_trip(self._clock.now_s() - began_s)

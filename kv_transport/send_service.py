@@ -20,8 +20,9 @@ from kv_transport.gate import SendGate
 from kv_transport.messages import Finish
 from kv_transport.meter import SEND, TransferMeter
 from kv_transport.outgoing import Outgoing, SendContext, SendLimits
-from kv_transport.session.send_order import SendBudget, SendOrder
-from prfaas.clock import Clock
+from kv_transport.session.send_order import SendBudget, SendOrder, Traffic
+from kv_transport.tcp_info import PathLedger
+from prfaas.clock import Clock, unix_time_s
 from prfaas.config import TransportSettings
 from prfaas.errors import Draining, InvalidRequest, PrfaasError, TransferGone
 from prfaas.log import logger
@@ -33,6 +34,9 @@ log = logger(__name__)
 
 SEND_TURNS = 8
 SWEEP_S = 1.0
+MAX_PROBE_BYTES = 1024**3
+MAX_PROBE_MESSAGE_BYTES = 4 * 1024**2
+PROBE_SITE = SiteId("(probe)")
 
 
 class SendService:
@@ -66,7 +70,7 @@ class SendService:
         self._codec = settings.wire_codec
         self._meter = TransferMeter(SEND, metrics)
         self._gate = SendGate(SendOrder(budget), clock)
-        self._shared = SendContext(worker_id, site, limits, self._gate, self._meter, clock, readers)
+        self._shared = SendContext(worker_id, site, limits, self._gate, self._meter, clock, PathLedger(), readers)
         self._transfers: dict[TransferId, Outgoing] = {}
         self._closing = False
         self._sweeper = asyncio.create_task(self._sweep(), name="transfer-leases")
@@ -75,7 +79,7 @@ class SendService:
     def shared(self) -> SendContext:
         return self._shared
 
-    async def prefill(self, order_bytes: bytes) -> AsyncGenerator[bytes, None]:
+    async def prefill(self, order_bytes: bytes, peer: str = "") -> AsyncGenerator[bytes, None]:
         """The main lane of a new transfer. Raises what the handler and the source raise, and Draining when closing."""
         self._refuse_when_closing()
         try:
@@ -96,7 +100,7 @@ class SendService:
         self._transfers[transfer.transfer_id] = transfer
         self._meter.leases(len(self._transfers))
         try:
-            async with aclosing(transfer.main_lane()) as lane:
+            async with aclosing(transfer.main_lane(peer)) as lane:
                 async for frame in lane:
                     yield frame
         except PrfaasError as error:
@@ -107,7 +111,7 @@ class SendService:
             if not transfer.announced:
                 self._release(transfer, committed=False)
 
-    async def attach(self, request_bytes: bytes) -> AsyncGenerator[bytes, None]:
+    async def attach(self, request_bytes: bytes, peer: str = "") -> AsyncGenerator[bytes, None]:
         """A further or replacing lane. Raises TransferGone for an unknown transfer."""
         try:
             request = messages.from_pb_attach(transfer_pb2.AttachRequest.FromString(request_bytes))
@@ -118,9 +122,42 @@ class SendService:
             raise TransferGone("no such transfer: committed, cancelled, or its lease ran out")
         if request.resume:
             self._meter.resumed()
-        async with aclosing(transfer.lane(request.lane, request.received if request.resume else None)) as lane:
+        received = request.received if request.resume else None
+        async with aclosing(transfer.lane(request.lane, received, peer)) as lane:
             async for frame in lane:
                 yield frame
+
+    async def probe(self, request_bytes: bytes, peer: str = "") -> AsyncGenerator[bytes, None]:
+        """A reply, filler of the wanted size in turns with the transfers, and a reply with the path's figures."""
+        try:
+            request = transfer_pb2.ProbeRequest.FromString(request_bytes)
+        except DecodeError as error:
+            raise InvalidRequest("the probe request is not valid protobuf") from error
+        if request.bytes > MAX_PROBE_BYTES or request.message_bytes > MAX_PROBE_MESSAGE_BYTES:
+            raise InvalidRequest(f"a probe is at most {MAX_PROBE_BYTES} bytes in messages of {MAX_PROBE_MESSAGE_BYTES}")
+        shared = self._shared
+        shared.ledger.take([peer])
+        reply = transfer_pb2.ProbeReply(unix_time_s=unix_time_s(), worker_id=shared.worker_id, site=shared.site)
+        yield reply.SerializeToString()
+        if request.bytes == 0:
+            return
+        filler = bytes(max(1, request.message_bytes))
+        traffic = Traffic(key="probe", tenant="", site=PROBE_SITE)
+        left = request.bytes
+        while left > 0:
+            message = filler if left >= len(filler) else filler[:left]
+            async with shared.gate.slot(traffic, len(message)) as slot:
+                slot.holds(len(message))
+                yield message
+                slot.sent()
+            left -= len(message)
+        path = shared.ledger.take([peer])
+        reply.path.rtt_s, reply.path.sent_bytes, reply.path.retransmitted_bytes = (
+            path.rtt_s,
+            path.sent_bytes,
+            path.retransmitted_bytes,
+        )
+        yield reply.SerializeToString()
 
     def finish(self, request: Finish) -> None:
         """The receiver has committed or given up. Unknown transfers are fine: they are released already."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Protocol
 
 from kv_transport.messages import Attach, Finish, Manifest, PathStats, Progress
@@ -39,6 +38,10 @@ class SenderPort(Protocol):
         """The lane's connection is silent or damages data: let the next `attach` of the lane use another one."""
         ...
 
+    def rtt_s(self) -> float:
+        """Round trip of the open connections to this sender, 0 when unknown."""
+        ...
+
     async def finish(self, request: Finish) -> None:
         """Tell the sender to release. Best effort: the lease covers a message that is lost. Raises PrfaasError."""
         ...
@@ -59,18 +62,19 @@ class ReceiveMonitor(Protocol):
 
     def sender_path(self, path: PathStats) -> None: ...
 
+    def round_trip(self, rtt_s: float) -> None:
+        """A measured round trip; 0 is ignored."""
+        ...
+
+    @property
+    def knows_rtt(self) -> bool:
+        """Whether the path has a recent round trip."""
+        ...
+
     def wanted_lanes(self, total_bytes: int) -> int:
         """How many lanes a transfer of this size should use on this path, at least 1."""
         ...
 
     def one_way_s(self) -> float:
         """The delay of the path, 0 when unknown."""
-        ...
-
-
-class PathProbe(Protocol):
-    """Reads what the operating system knows of connections. Zeros where it tells nothing."""
-
-    def read(self, peers: Iterable[str]) -> PathStats:
-        """Sum over the connections to these peers ("host:port" of the far end) since they were opened."""
         ...

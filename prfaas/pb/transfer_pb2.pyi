@@ -176,11 +176,13 @@ class ProbeRequest(_message.Message):
     def __init__(self, bytes: _Optional[int] = ..., message_bytes: _Optional[int] = ...) -> None: ...
 
 class ProbeReply(_message.Message):
-    __slots__ = ("unix_time_s", "worker_id", "site")
+    __slots__ = ("unix_time_s", "worker_id", "site", "path")
     UNIX_TIME_S_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
     unix_time_s: float
     worker_id: str
     site: str
-    def __init__(self, unix_time_s: _Optional[float] = ..., worker_id: _Optional[str] = ..., site: _Optional[str] = ...) -> None: ...
+    path: PathStats
+    def __init__(self, unix_time_s: _Optional[float] = ..., worker_id: _Optional[str] = ..., site: _Optional[str] = ..., path: _Optional[_Union[PathStats, _Mapping]] = ...) -> None: ...
