@@ -11,14 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from prfaas.cache.events import EventLog
 from prfaas.cache.lease import ABSENT, Lease, Move, Snapshot
-from prfaas.cache.pool import BlockPool, PoolCounts
-from prfaas.cache.tree import Node, PrefixTree
+from prfaas.cache.pool import PoolCounts
+from prfaas.cache.store import PrefixStore
+from prfaas.cache.tree import Node
 from prfaas.modelspec import CacheGroup, CacheSpec, GroupKind
-from prfaas.types import BlockHash, CacheEvent, CacheEventKind, CacheTier
-
-MAX_EVENTS = 4096
+from prfaas.types import BlockHash, CacheEvent, CacheEventKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +55,9 @@ class HybridCache:
         self._sliding = tuple(g for g in spec.groups if g.kind is GroupKind.SLIDING)
         self._state = tuple(g.name for g in spec.groups if g.kind is GroupKind.STATE)
         self._max_chunk_tokens = max_chunk_tokens
-        self._pools = {g.name: BlockPool(g.name, sizes[g.name]) for g in spec.groups}
         self._quota_left = {g.name: sizes[g.name] for g in self._sliding}
-        self._tree = PrefixTree(spec)
-        self._owners: dict[str, dict[int, Node]] = {g.name: {} for g in spec.groups}
-        self._events = EventLog(MAX_EVENTS)
+        self._store = PrefixStore(spec, sizes)
+        self._pools = self._store.pools
 
     # Looking
 
@@ -77,7 +73,7 @@ class HybridCache:
         the window there can still see.
         """
         path = self._path(names, num_tokens)
-        while path and not all(self._tree.covers_window(path, group, num_tokens) for group in self._sliding):
+        while path and not all(self._store.tree.covers_window(path, group, num_tokens) for group in self._sliding):
             path.pop()
         return len(path)
 
@@ -99,7 +95,7 @@ class HybridCache:
 
     def open(self, names: Sequence[BlockHash], held_blocks: int, demand: Demand) -> Opened | None:
         """Take the first `held_blocks` of a known prefix and room for the rest; None when there is no room now."""
-        path = self._tree.path(names[:held_blocks])
+        path = self._store.tree.path(names[:held_blocks])
         assert len(path) == held_blocks, "the prefix was evicted between match and open"
         starts = {g.name: g.first_needed_token(demand.window_from) // self._block_tokens for g in self._sliding}
         quotas = {g.name: self._quota(g, demand.total_tokens) for g in self._sliding}
@@ -116,11 +112,11 @@ class HybridCache:
                 self._pools[name].use(block)
         for name, slot in snapshots.items():
             self._pools[name].use(slot)
-        tables = {name: [*shared[name], *self._take_many(name, wanted[name])] for name in self._full}
+        tables = {name: [*shared[name], *self._store.take_many(name, wanted[name])] for name in self._full}
         for name, start in starts.items():
             tables[name] = [ABSENT] * start + shared[name]
             self._quota_left[name] -= quotas[name]
-        slots = {name: self._take(name) for name in self._state}
+        slots = {name: self._store.take(name) for name in self._state}
         moves = tuple(Move(name, source, slots[name]) for name, source in snapshots.items())
         for name in snapshots:
             self._pools[name].use(slots[name])
@@ -140,7 +136,7 @@ class HybridCache:
         if any(count > self._pools[name].num_available for name, count in wanted.items()):
             return False
         for name, count in wanted.items():
-            lease.tables[name].extend(self._take_many(name, count))
+            lease.tables[name].extend(self._store.take_many(name, count))
         return True
 
     def slide(self, lease: Lease, num_tokens: int) -> None:
@@ -170,11 +166,11 @@ class HybridCache:
                 if block != ABSENT:
                     self._pools[name].use(block)
             if name in copied:
-                tables[name].append(self._take(name))
+                tables[name].append(self._store.take(name))
                 moves.append(Move(name, table[whole], tables[name][-1]))
             elif upto > whole:
                 tables[name].append(ABSENT)
-        slots = {name: self._take(name) for name in self._state}
+        slots = {name: self._store.take(name) for name in self._state}
         moves.extend(Move(name, lease.slots[name], slot) for name, slot in slots.items())
         for move in moves:
             self._pools[move.group].use(move.source)
@@ -207,10 +203,10 @@ class HybridCache:
             self._quota_left[name] += quota
         for node in lease.nodes:
             node.holders -= 1
-            if node.support == 0 and self._tree.alive(node):
-                self._demote(node)
+            if node.support == 0 and self._store.tree.alive(node):
+                self._store.demote(node)
         if lease.nodes:
-            self._prune(lease.nodes[-1])
+            self._store.prune(lease.nodes[-1])
         lease.nodes.clear()
 
     # Publishing
@@ -223,18 +219,18 @@ class HybridCache:
         stored: dict[str, list[BlockHash]] = {name: [] for name in lease.tables}
         for index in range(len(lease.nodes), whole):
             parent = lease.nodes[-1] if lease.nodes else None
-            if parent is not None and not self._tree.alive(parent):
+            if parent is not None and not self._store.tree.alive(parent):
                 break  # another sequence's copy of an earlier block was evicted: this prefix has a hole
-            node = self._tree.get(names[index]) or self._tree.add(names[index], parent)
+            node = self._store.tree.get(names[index]) or self._store.tree.add(names[index], parent)
             node.holders += 1
             lease.nodes.append(node)
             for name, table in lease.tables.items():
                 if name not in node.blocks and table[index] != ABSENT and lease.torn.get(name) != index:
-                    self._name(node, name, table[index])
+                    self._store.name_block(node, name, table[index])
                     stored[name].append(node.name)
-            self._refresh(node)
+            self._store.refresh(node)
         for name, hashes in stored.items():
-            self._tell(CacheEventKind.STORED, name, hashes)
+            self._store.tell(CacheEventKind.STORED, name, hashes)
 
     def prepare_snapshot(self, lease: Lease, num_tokens: int, *, rolling: bool) -> Snapshot | None:
         """Set slots aside for the states after `num_tokens`, a block boundary; None when there is no room or no need.
@@ -248,11 +244,11 @@ class HybridCache:
         if known is not None and all(name in known.blocks for name in self._state):
             return None
         if rolling and lease.rolling is not None:
-            self._drop_snapshot(lease.rolling)
+            self._store.drop_snapshot(lease.rolling)
             lease.rolling = None
         if any(self._pools[name].num_available < 1 for name in self._state):
             return None
-        moves = tuple(Move(name, lease.slots[name], self._take(name)) for name in self._state)
+        moves = tuple(Move(name, lease.slots[name], self._store.take(name)) for name in self._state)
         for move in moves:
             self._pools[move.group].use(move.source)
             self._pools[move.group].use(move.target)
@@ -262,15 +258,15 @@ class HybridCache:
         """The states were copied and the blocks up to `num_tokens` are published: the prefix can be resumed from."""
         depth = num_tokens // self._block_tokens
         node = lease.nodes[depth - 1] if len(lease.nodes) >= depth else None
-        welcome = node is not None and self._tree.alive(node) and not any(name in node.blocks for name in self._state)
+        welcome = node is not None and self._store.tree.alive(node) and not any(name in node.blocks for name in self._state)
         for move in snapshot.moves:
             if welcome and node is not None:
-                self._name(node, move.group, move.target)
-                self._tell(CacheEventKind.STORED, move.group, [node.name])
+                self._store.name_block(node, move.group, move.target)
+                self._store.tell(CacheEventKind.STORED, move.group, [node.name])
         if welcome and node is not None:
-            self._refresh(node)
+            self._store.refresh(node)
             if not node.usable:  # another sequence's copy of its window was evicted meanwhile
-                self._drop_snapshot(node)
+                self._store.drop_snapshot(node)
             elif snapshot.rolling:
                 lease.rolling = node
         self.drop_snapshot(snapshot)
@@ -285,30 +281,22 @@ class HybridCache:
 
     def take_events(self) -> tuple[CacheEvent, ...]:
         """Changes since the last call, oldest first; after an overflow the numbers show a gap."""
-        return self._events.take()
+        return self._store.take_events()
 
     def snapshot_events(self) -> tuple[int, tuple[CacheEvent, ...]]:
         """The next sequence number, and `stored` events (all with the number before it) that rebuild the whole view."""
-        next_seq = self._events.next_seq
-        held: dict[str, list[BlockHash]] = {}
-        for node in self._tree:
-            for name in node.blocks:
-                held.setdefault(name, []).append(node.name)
-        kind, tier = CacheEventKind.STORED, CacheTier.DEVICE
-        return next_seq, tuple(CacheEvent(max(0, next_seq - 1), kind, n, tier, tuple(h)) for n, h in held.items())
+        return self._store.snapshot_events()
 
     def clear(self) -> None:
         """Forget every cached prefix. What sequences hold stays theirs, but nobody finds it any more."""
-        for node in [node for node in self._tree if node.depth == 1]:
-            self._cut(node, tell=False)
-        self._events.add(CacheEventKind.CLEARED, "", ())
+        self._store.clear()
 
     # Inside
 
     def _path(self, names: Sequence[BlockHash], num_tokens: int) -> list[Node]:
         if not self.reuse:
             return []
-        return self._tree.path(names[: max(0, num_tokens - 1) // self._block_tokens])
+        return self._store.tree.path(names[: max(0, num_tokens - 1) // self._block_tokens])
 
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_tokens)
@@ -333,98 +321,7 @@ class HybridCache:
                 return False
         return True
 
-    def _take(self, name: str) -> int:
-        pool = self._pools[name]
-        while pool.num_free == 0:
-            self._evict(name)
-        return pool.take()
-
-    def _take_many(self, name: str, count: int) -> list[int]:
-        return [self._take(name) for _ in range(count)]
-
-    def _evict(self, name: str) -> None:
-        block = self._pools[name].oldest()
-        assert block is not None, f"{name}: nothing left to evict"
-        node = self._owners[name][block]
-        if name in self._full:
-            self._cut(node)
-        elif name in self._state:
-            self._drop_snapshot(node)
-        else:
-            self._unname(node, name)
-            self._refresh(node)
-            self._prune(node)
-
-    def _drop_snapshot(self, node: Node) -> None:
-        """Forget the states at a node, all groups together: one without the others cannot be resumed from."""
-        if not self._tree.alive(node):
-            return
-        for name in self._state:
-            if name in node.blocks:
-                self._unname(node, name)
-        self._refresh(node)
-        self._prune(node)
-
-    def _refresh(self, node: Node) -> None:
-        """Follow up a change of the node's blocks: what nobody can resume after any more is evicted before the rest."""
-        for lost in self._tree.refresh(node):
-            for name in self._state:
-                if name in lost.blocks:  # its window is gone, so its snapshot is of no use
-                    self._unname(lost, name)
-            for each in self._tree.unsupported(lost):
-                self._demote(each)
-
-    def _demote(self, node: Node) -> None:
-        """Evict this node's blocks first. They can still spare a landing the transfer of their entries."""
-        for name, block in node.blocks.items():
-            self._pools[name].demote(block)
-
-    def _prune(self, node: Node) -> None:
-        """Remove a node without any block, and its ancestors likewise, once nothing hangs on them."""
-        each: Node | None = node
-        while each is not None and self._tree.alive(each) and not (each.blocks or each.holders or each.children):
-            above = each.parent
-            self._tree.remove(each)
-            each = above
-
-    def _cut(self, node: Node, *, tell: bool = True) -> None:
-        """Forget a node and all below it. Sequences keep the blocks they use, unnamed."""
-        above, gone = node.parent, self._tree.remove(node)
-        removed: dict[str, list[BlockHash]] = {}
-        for each in gone:
-            for name, block in each.blocks.items():
-                self._pools[name].forget(block)
-                del self._owners[name][block]
-                removed.setdefault(name, []).append(each.name)
-            each.blocks.clear()
-        if tell:
-            for name, hashes in removed.items():
-                self._tell(CacheEventKind.REMOVED, name, hashes)
-        if above is not None:
-            self._prune(above)
-
-    def _name(self, node: Node, name: str, block: int) -> None:
-        self._pools[name].retain(block)
-        node.blocks[name] = block
-        self._owners[name][block] = node
-
-    def _unname(self, node: Node, name: str) -> None:
-        block = node.blocks.pop(name)
-        self._pools[name].forget(block)
-        del self._owners[name][block]
-        self._tell(CacheEventKind.REMOVED, name, [node.name])
-
-    def _tell(self, kind: CacheEventKind, group: str, hashes: Sequence[BlockHash]) -> None:
-        if hashes:
-            self._events.add(kind, group, hashes)
-
     def check_integrity(self) -> None:
-        """Pools, tree and owners agree. Raises AssertionError."""
-        self._tree.check_integrity()
-        for name, pool in self._pools.items():
-            pool.check_integrity()
-            named = {block: node for node in self._tree for group, block in node.blocks.items() if group == name}
-            assert named == self._owners[name], f"{name}: owners and tree disagree"
-        for node in self._tree:
-            assert all(name in node.blocks for name in self._full), "a cached prefix has a hole"
-            assert node.blocks or node.holders or node.children, "an empty node is kept"
+        """Everything below agrees, and quotas are never overdrawn. Raises AssertionError."""
+        self._store.check_integrity()
+        assert all(left >= 0 for left in self._quota_left.values())

@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from prfaas.cache.tree import Node
+from prfaas.types import CacheTier
 
 ABSENT = -1  # an entry of a block table whose block the sequence does not hold (outside its window)
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Copy a block or slot of `group` on the device. Both ends are pinned until the manager is told it is done."""
+    """Copy a block or slot of `group`. Both ends are pinned until the manager is told that it is done."""
 
     group: str
     source: int
     target: int
+    source_tier: CacheTier = CacheTier.DEVICE
+    target_tier: CacheTier = CacheTier.DEVICE
 
 
 @dataclass(slots=True, eq=False)

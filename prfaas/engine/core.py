@@ -10,36 +10,25 @@ comes back; the same holds for a thread that reads or writes a job's blocks (`bo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from prfaas.cache.hashing import root_hash
 from prfaas.cache.hybrid import Demand, HybridCache
-from prfaas.cache.lease import Lease, Move
 from prfaas.config import EngineSettings
 from prfaas.engine.api import Admitted, EngineEvent, Finished, LayersReady, TokensOut
 from prfaas.engine.backend import PoolSize
 from prfaas.engine.job import Job, JobId, JobKind, JobState, Sample, Strand
+from prfaas.engine.jobs import JobMaker
+from prfaas.engine.rows import build_plan, is_answered
 from prfaas.engine.rules import check_request, finish_reason, total_tokens
+from prfaas.engine.totals import CoreTotals
 from prfaas.errors import DeadlineExceeded, EngineFailed, OutOfBlocks, PrfaasError, RequestCancelled, TransferGone
 from prfaas.modelspec import ModelSpec
-from prfaas.sched.plan import Copy, Draw, Drawn, Row, RowResult, StepPlan, StepResult
-from prfaas.sched.scheduler import Limits, Round, Scheduler, Share
+from prfaas.sched.plan import Drawn, StepPlan, StepResult
+from prfaas.sched.scheduler import Limits, Round, Scheduler
 from prfaas.sched.sequence import Sequence as TokenSequence
-from prfaas.types import FinishReason, GenerationRequest, TokenOutput, Usage
+from prfaas.types import BlockHash, FinishReason, GenerationRequest, TokenOutput, Usage
 
 CoreEvent = tuple[JobId, EngineEvent | PrfaasError]
-
-
-@dataclass(slots=True)
-class CoreTotals:
-    """What the core has done since it was made, in tokens."""
-
-    prompt_computed: int = 0
-    sampled: int = 0
-    prefix_queried: int = 0
-    prefix_hit: int = 0
-    wasted: int = 0  # prompt tokens computed for requests that ended without an answer
-    preemptions: int = 0
 
 
 class EngineCore:
@@ -63,29 +52,36 @@ class EngineCore:
         self._events: list[CoreEvent] = []
         self._ended_keys: list[str] = []
         self._step: Round | None = None
-        self._next_id = 0
+        self._maker = JobMaker(spec)
 
     # Jobs
 
-    def submit(self, request: GenerationRequest, *, export: bool, now_s: float, tokens_per_s: float = 0.0) -> JobId:
-        """Queue a request. Raises InvalidRequest, PromptTooLong, OutOfBlocks (never fits), QueueFull."""
+    def prepare(self, request: GenerationRequest, kind: JobKind, now_s: float) -> Job:
+        """Check a request and name its blocks; touches nothing shared, so it needs no lock.
+
+        Raises:
+            InvalidRequest, PromptTooLong: see `check_request`.
+            OutOfBlocks: it can never fit.
+        """
         self._check(request)
-        kind = JobKind.EXPORT if export else JobKind.GENERATE
-        job = self._new_job(request, kind, JobState.ACTIVE, now_s)
+        return self._maker.job(request, kind, JobState.RESERVED if kind is JobKind.LANDING else JobState.ACTIVE, now_s)
+
+    def submit(self, job: Job, *, tokens_per_s: float = 0.0) -> JobId:
+        """Queue a prepared job. Raises QueueFull."""
+        request = job.request
         self.scheduler.enqueue(job.strands[0].sequence, tokens_per_s)
         self._adopt(job)
         self.totals.prefix_queried += len(request.tokens)
         return job.job_id
 
-    def reserve(self, request: GenerationRequest, *, now_s: float) -> JobId | None:
-        """Take room for a landing; None when there is none now. Raises what `submit` does, QueueFull excepted."""
-        self._check(request)
+    def reserve(self, job: Job) -> JobId | None:
+        """Take room for a prepared landing; None when there is none now."""
+        request = job.request
         if self.scheduler.starved:
             return None
         landed = sum(1 for sequence in self.scheduler.waiting if sequence.lease is not None)
         if landed + sum(1 for job in self._jobs.values() if job.state is JobState.RESERVED) >= self._settings.max_running:
             return None
-        job = self._new_job(request, JobKind.LANDING, JobState.RESERVED, now_s)
         sequence, num_tokens = job.strands[0].sequence, len(request.tokens)
         held = self.cache.match_entries(sequence.name_blocks(), num_tokens)
         upto = min(sequence.total_tokens, num_tokens + 1)
@@ -134,7 +130,7 @@ class EngineCore:
             sample.tokens.append(output.token_id)
             done = output.finish_reason is FinishReason.STOP
             sample.finish = finish_reason(job.request, self.spec, sample.tokens, grammar_done=done)
-            outputs.append(_with_finish(output, sample.finish))
+            outputs.append(replace(output, finish_reason=sample.finish))
             if job.request.sampling.grammar is not None and sample.finish is None:
                 accepted.append((sample.grammar_key, (output.token_id,)))
         self._emit(job, TokensOut(tuple(outputs), prefill_s=0.0))
@@ -195,12 +191,7 @@ class EngineCore:
         for sequence in step.admitted:
             self._admitted(sequence, now_s)
         ended, self._ended_keys = tuple(self._ended_keys), []
-        plan = StepPlan(
-            rows=tuple(self._row(share) for share in step.shares),
-            before=tuple(_copy(move) for move in step.moves),
-            after=tuple(_copy(m) for share in step.shares if share.snapshot for m in share.snapshot.moves),
-            ended=ended,
-        )
+        plan = build_plan(step, self._strands, ended)
         if not plan.empty:
             self._step = step
         return plan
@@ -220,12 +211,12 @@ class EngineCore:
             EngineFailed: the result does not answer the plan; nothing was changed, call `fail`.
         """
         step = self._take_step()
-        answers = [_answer(row, result) for row in plan.rows] if _answers(plan, result) else None
-        if answers is None:
+        if not is_answered(plan, result):
             self._step = step
             raise EngineFailed("the backend's result does not answer every row of the plan")
         self.scheduler.complete(step)
-        for share, row, answer in zip(step.shares, plan.rows, answers, strict=True):
+        for share, row in zip(step.shares, plan.rows, strict=True):
+            answer = result.rows[row.sequence_id]
             job, strand = self._strands[share.sequence.sequence_id]
             self.totals.prompt_computed += max(0, min(row.end_tokens, share.sequence.num_prompt) - row.context_tokens)
             if job.state is JobState.LEAVING:
@@ -242,7 +233,7 @@ class EngineCore:
         broken = {(move.group, move.target) for move in step.moves}
         for job in list(self._jobs.values()):
             in_step = any(strand.sequence in {share.sequence for share in step.shares} for strand in job.strands)
-            if in_step or any(_holds(strand.sequence.lease, broken) for strand in job.strands):
+            if in_step or any(_is_built_on(broken, strand) for strand in job.strands):
                 self.cancel(job.job_id, error)
         self._free_leaving(step)
 
@@ -264,10 +255,11 @@ class EngineCore:
         """Everything that holds or wants something here. To be looked at, not changed."""
         return tuple(self._jobs.values())
 
-    def match(self, request: GenerationRequest) -> int:
-        """Prompt tokens a prefix hit would save right now."""
-        sequence = self._new_sequence(request, 0, export=False, now_s=0.0)
-        return self.cache.match(sequence.name_blocks(), len(request.tokens)) * self.spec.cache.block_tokens
+    def match(self, names: Sequence[BlockHash], request: GenerationRequest) -> int:
+        """Prompt tokens a prefix hit would save right now; `names` are the prompt's blocks'."""
+        if request.sampling.prompt_logprobs is not None:
+            return 0
+        return self.cache.match(names, len(request.tokens)) * self.spec.cache.block_tokens
 
     # Inside
 
@@ -283,35 +275,6 @@ class EngineCore:
                 free_blocks=existing,
                 group=group,
             )
-
-    def _new_sequence(self, request: GenerationRequest, sequence_id: int, *, export: bool, now_s: float) -> TokenSequence:
-        block_tokens = self.spec.cache.block_tokens
-        total = len(request.tokens) if export else total_tokens(request, self.spec)
-        return TokenSequence(
-            sequence_id=sequence_id,
-            tokens=list(request.tokens),
-            num_prompt=len(request.tokens),
-            total_tokens=total,
-            block_tokens=block_tokens,
-            root=root_hash(block_tokens, request.cache_salt),
-            names=[],
-            priority=request.priority,
-            arrival_s=now_s,
-            reuse_prefix=request.sampling.prompt_logprobs is None,
-            preemptible=not export,
-        )
-
-    def _new_job(self, request: GenerationRequest, kind: JobKind, state: JobState, now_s: float) -> Job:
-        job_id = JobId(self._new_id())
-        constrained = request.sampling.grammar is not None
-        samples = [Sample(i, f"{request.request_id}#{job_id}/{i}" if constrained else "") for i in range(request.sampling.n)]
-        sequence = self._new_sequence(request, self._new_id(), export=kind is JobKind.EXPORT, now_s=now_s)
-        sequence.name_blocks()
-        return Job(job_id, request, kind, state, now_s, samples, [Strand(sequence, list(samples))])
-
-    def _new_id(self) -> int:
-        self._next_id += 1
-        return self._next_id
 
     def _adopt(self, job: Job) -> None:
         self._jobs[job.job_id] = job
@@ -330,36 +293,6 @@ class EngineCore:
         self._emit(job, Admitted(sequence.cached, now_s - job.arrival_s))
         if job.kind is JobKind.EXPORT and sequence.cached:
             self._emit(job, LayersReady(0, self.spec.num_layers, 0, sequence.cached))
-
-    def _row(self, share: Share) -> Row:
-        sequence = share.sequence
-        job, strand = self._strands[sequence.sequence_id]
-        end = sequence.computed + share.num_tokens
-        wants_prompt = job.request.sampling.prompt_logprobs if not job.spoke else None
-        return Row(
-            sequence_id=sequence.sequence_id,
-            tokens=tuple(sequence.tokens[sequence.computed : end]),
-            context_tokens=sequence.computed,
-            block_tables={name: tuple(table) for name, table in sequence.held.tables.items()},
-            state_slots=dict(sequence.held.slots),
-            draws=self._draws(job, strand) if end == len(sequence.tokens) else (),
-            prompt_logprobs=wants_prompt,
-            next_prompt_token=sequence.tokens[end] if wants_prompt is not None and end < sequence.num_prompt else None,
-            layers_wanted=job.kind is JobKind.EXPORT,
-        )
-
-    def _draws(self, job: Job, strand: Strand) -> tuple[Draw, ...]:
-        return tuple(
-            Draw(
-                index=sample.index,
-                position=len(sample.tokens),
-                params=job.request.sampling,
-                prompt_tokens=job.request.tokens,
-                output_tokens=tuple(sample.tokens),
-                grammar_key=sample.grammar_key,
-            )
-            for sample in strand.samples
-        )
 
     def _drawn(self, job: Job, strand: Strand, drawn: Sequence[Drawn], now_s: float) -> None:
         outputs: list[TokenOutput] = []
@@ -404,11 +337,11 @@ class EngineCore:
             return
         self._drop_strand(job, strand)
         if job.finished:
-            self._emit(job, Finished(Usage(len(job.request.tokens), _num_drawn(job), job.cached_tokens)))
+            self._emit(job, Finished(Usage(len(job.request.tokens), job.num_drawn, job.cached_tokens)))
             self._end(job)
 
     def _fork(self, job: Job, parent: TokenSequence, sample: Sample) -> None:
-        child = self._new_sequence(job.request, self._new_id(), export=False, now_s=parent.arrival_s)
+        child = self._maker.sequence(job.request, parent.arrival_s, export=False)
         child.names = list(parent.names)
         child.tokens = [*parent.tokens, sample.tokens[-1]]
         opened = self.cache.fork(parent.held, parent.computed, parent.total_tokens)
@@ -477,33 +410,10 @@ class EngineCore:
             assert job.state is JobState.ACTIVE
 
 
-def _copy(move: Move) -> Copy:
-    return Copy(move.group, move.source, move.target)
-
-
-def _answers(plan: StepPlan, result: StepResult) -> bool:
-    return all(
-        row.sequence_id in result.rows and len(result.rows[row.sequence_id].drawn) == len(row.draws) for row in plan.rows
-    )
-
-
-def _answer(row: Row, result: StepResult) -> RowResult:
-    return result.rows[row.sequence_id]
-
-
-def _holds(lease: Lease | None, places: set[tuple[str, int]]) -> bool:
+def _is_built_on(places: set[tuple[str, int]], strand: Strand) -> bool:
+    """Whether a strand holds a slot, or ends in a block, that a copy was to fill."""
+    lease = strand.sequence.lease
     if lease is None:
         return False
-    if any((name, slot) in places for name, slot in lease.slots.items()):
-        return True
-    return any((name, block) in places for name, table in lease.tables.items() for block in table[-1:])
-
-
-def _num_drawn(job: Job) -> int:
-    return sum(len(sample.tokens) for sample in job.samples)
-
-
-def _with_finish(output: TokenOutput, reason: FinishReason | None) -> TokenOutput:
-    return TokenOutput(
-        output.index, output.position, output.token_id, output.logprob, output.top_logprobs, reason, output.prompt_logprobs
-    )
+    last = [(name, table[-1]) for name, table in lease.tables.items() if table]
+    return not places.isdisjoint((*last, *lease.slots.items()))

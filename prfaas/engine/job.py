@@ -84,3 +84,7 @@ class Job:
     @property
     def finished(self) -> bool:
         return all(sample.finish is not None for sample in self.samples)
+
+    @property
+    def num_drawn(self) -> int:
+        return sum(len(sample.tokens) for sample in self.samples)

@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from prfaas.cache.hashing import hash_blocks
 from prfaas.clock import Clock
 from prfaas.config import EngineSettings
 from prfaas.engine.api import EngineEvent, EngineStream, Finished, Landing
 from prfaas.engine.backend import Backend
 from prfaas.engine.core import EngineCore
-from prfaas.engine.job import JobId
+from prfaas.engine.job import Job, JobId, JobKind
 from prfaas.engine.meters import EngineMeters, counters
 from prfaas.engine.stream import JobLanding, JobStream
 from prfaas.errors import Draining, EngineFailed, OutOfBlocks, PrfaasError, QueueFull, RequestCancelled
@@ -52,7 +53,7 @@ class LoopedEngine:
         self._meters = EngineMeters(metrics, self._core.spec.name)
         self._changed = threading.Condition()
         self._streams: dict[JobId, JobStream] = {}
-        self._accepts: list[tuple[str, tuple[int, ...]]] = []
+        self._accepts: list[tuple[JobId, str, tuple[int, ...]]] = []
         self._line: list[_Ticket] = []
         self._draining = False
         self._closing = False
@@ -68,23 +69,23 @@ class LoopedEngine:
     def submit(self, request: GenerationRequest, *, export: bool = False) -> EngineStream:
         self._backend.check(request.sampling)
         loop = asyncio.get_running_loop()
+        job = self._core.prepare(request, JobKind.EXPORT if export else JobKind.GENERATE, self._clock.now_s())
         with self._changed:
             self._require_open()
-            job_id = self._core.submit(
-                request, export=export, now_s=self._clock.now_s(), tokens_per_s=self._meters.prefill_tokens_per_s
-            )
+            job_id = self._core.submit(job, tokens_per_s=self._meters.prefill_tokens_per_s)
             stream = self._streams[job_id] = JobStream(self, job_id, loop)
             self._changed.notify()
         return stream
 
     async def reserve(self, request: GenerationRequest, *, timeout_s: float) -> Landing:
         self._backend.check(request.sampling)
+        job = self._core.prepare(request, JobKind.LANDING, self._clock.now_s())
         ticket: _Ticket | None = None
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
                     with self._changed:
-                        landing = self._try_reserve(request, ticket)
+                        landing = self._try_reserve(job, ticket)
                         if landing is not None:
                             return landing
                         ticket = ticket or self._join_line()
@@ -96,8 +97,9 @@ class LoopedEngine:
             self._leave_line(ticket)
 
     def match(self, request: GenerationRequest) -> int:
+        names = hash_blocks(request.tokens, self.spec.cache.block_tokens, request.cache_salt)
         with self._changed:
-            return self._core.match(request)
+            return self._core.match(names, request)
 
     def load(self) -> WorkerLoad:
         with self._changed:
@@ -164,7 +166,8 @@ class LoopedEngine:
         stream = JobStream(self, job_id, asyncio.get_running_loop())
         with self._changed:
             try:
-                self._accepts.extend(self._core.commit(job_id, first, now_s=self._clock.now_s()))
+                for key, tokens in self._core.commit(job_id, first, now_s=self._clock.now_s()):
+                    self._accepts.append((job_id, key, tokens))
             except EngineFailed:
                 self._core.cancel(job_id)
                 raise
@@ -207,12 +210,12 @@ class LoopedEngine:
                     for job_id, _, _ in batch:
                         self._core.cancel(job_id)
 
-    def _try_reserve(self, request: GenerationRequest, ticket: _Ticket | None) -> Landing | None:
+    def _try_reserve(self, job: Job, ticket: _Ticket | None) -> Landing | None:
         """Landings get room in the order in which they asked."""
         self._require_open()
         if self._line and self._line[0] is not ticket:
             return None
-        job_id = self._core.reserve(request, now_s=self._clock.now_s())
+        job_id = self._core.reserve(job)
         return None if job_id is None else JobLanding(self, job_id, self._core.held_tokens(job_id))
 
     def _join_line(self) -> _Ticket:
@@ -263,12 +266,9 @@ class LoopedEngine:
         self._wake_line()
 
     def _execute(self, plan: StepPlan) -> StepResult | PrfaasError:
-        with self._changed:
-            accepts, self._accepts = self._accepts, []
+        self._accept_landed()
         hook = (lambda layer: self._layer_ready(plan, layer)) if any(row.layers_wanted for row in plan.rows) else None
         try:
-            for grammar_key, tokens in accepts:
-                self._backend.accept(grammar_key, tokens)
             return self._backend.execute(plan, hook)
         except PrfaasError as error:
             LOG.warning("a step of %d rows failed: %s", len(plan.rows), error)
@@ -278,6 +278,17 @@ class LoopedEngine:
             failure = EngineFailed(f"the engine failed while computing a step ({type(error).__name__})")
             failure.__cause__ = error
             return failure
+
+    def _accept_landed(self) -> None:
+        """Let grammars take in first tokens that were drawn elsewhere; a token that one refuses ends its job alone."""
+        with self._changed:
+            accepts, self._accepts = self._accepts, []
+        for job_id, grammar_key, tokens in accepts:
+            try:
+                self._backend.accept(grammar_key, tokens)
+            except PrfaasError as error:
+                with self._changed:
+                    self._core.cancel(job_id, error)
 
     def _layer_ready(self, plan: StepPlan, layer: int) -> None:
         with self._changed:

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from prfaas import metrics as m
 from prfaas.cache.pool import PoolCounts
-from prfaas.engine.core import CoreTotals, EngineCore
+from prfaas.engine.core import EngineCore
 from prfaas.engine.job import JobState
+from prfaas.engine.totals import CoreTotals
 from prfaas.metrics import MetricSet
 from prfaas.sched.plan import StepPlan
 from prfaas.types import WorkerLoad

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from prfaas.config import EngineSettings
 from prfaas.engine.api import Admitted, Finished, LayersReady, TokensOut
 from prfaas.engine.core import EngineCore
-from prfaas.engine.job import JobId
+from prfaas.engine.job import JobId, JobKind
 from prfaas.errors import EngineFailed, OutOfBlocks, PrfaasError, QueueFull
 from prfaas.modelspec import KvRange
 from prfaas.sched.plan import StepPlan
@@ -67,7 +67,8 @@ class EngineMachine(RuleBasedStateMachine):
     def submit(self, base: int, more: list[int], n: int, priority: int, export: bool) -> None:
         request = self.request(base, more, n, priority)
         try:
-            job_id = self.core.submit(request, export=export, now_s=self.now_s)
+            kind = JobKind.EXPORT if export else JobKind.GENERATE
+            job_id = self.core.submit(self.core.prepare(request, kind, self.now_s))
         except QueueFull:
             assert self.core.scheduler.num_waiting >= 4
             return
@@ -81,7 +82,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(base=st.integers(0, 99), more=TOKENS, n=st.sampled_from([1, 2]))
     def reserve(self, base: int, more: list[int], n: int) -> None:
         request = self.request(base, more, n, 0)
-        job_id = self.core.reserve(request, now_s=self.now_s)
+        job_id = self.core.reserve(self.core.prepare(request, JobKind.LANDING, self.now_s))
         if job_id is None:
             return
         self.adopt(job_id, request)
