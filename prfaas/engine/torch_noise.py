@@ -51,13 +51,25 @@ class DrawNoise:
     """Unit exponentials for a vocabulary. Holds one table of mixed token ids; otherwise stateless."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
-        ids = torch.arange(1, vocab_size + 1, dtype=torch.int64, device=device)
+        # One more than the vocabulary: the last is the noise of "any token that is not named".
+        ids = torch.arange(1, vocab_size + 2, dtype=torch.int64, device=device)
         self._tokens = _mix_(ids * _signed(_GOLDEN))
 
-    def exponentials(self, draws: Sequence[Draw]) -> torch.Tensor:
-        """float32 [len(draws), vocab], each element a unit exponential, positive and finite."""
+    def exponentials(self, draws: Sequence[Draw], ids: torch.Tensor | None = None) -> torch.Tensor:
+        """float32, each element a unit exponential, positive and finite.
+
+        [len(draws), vocab], or for token ids [len(draws), n] the same numbers at these ids only.
+        """
+        tokens = self._tokens[:-1] if ids is None else self._tokens[ids]
+        return self._exponentials(tokens, draws)
+
+    def of_the_rest(self, draws: Sequence[Draw]) -> torch.Tensor:
+        """float32 [len(draws)]: for each draw one more exponential, of no token."""
+        return self._exponentials(self._tokens[-1:], draws)[:, 0]
+
+    def _exponentials(self, tokens: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
         keys = [_signed(draw_key(d.params.seed, d.index, d.position)) for d in draws]
-        words = self._tokens ^ torch.tensor(keys, dtype=torch.int64, device=self._tokens.device)[:, None]
+        words = tokens ^ torch.tensor(keys, dtype=torch.int64, device=tokens.device)[:, None]
         uniform = _mix_(words).bitwise_and_((1 << 63) - 1).to(torch.float32)
         # Converting to float keeps full relative precision near zero, where the race is decided.
         uniform.add_(0.5).mul_(2.0**-63).clamp_(max=_BELOW_ONE)

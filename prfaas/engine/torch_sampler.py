@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from prfaas.engine.grammar import GrammarBook
-from prfaas.engine.torch_filters import truncate_
-from prfaas.engine.torch_noise import DrawNoise
+from prfaas.engine.torch_race import TokenRace
 from prfaas.errors import EngineFailed, InvalidRequest
 from prfaas.sched.plan import Draw, Drawn
 from prfaas.types import Grammar, SamplingParams, TokenLogprob
@@ -29,19 +28,27 @@ class SampleJob:
     draw: Draw
 
 
+def _is_adjusted(draw: Draw) -> bool:
+    """Something other than temperature and truncation changes the distribution."""
+    p = draw.params
+    return bool(
+        p.grammar is not None
+        or p.logit_bias
+        or p.repetition_penalty != 1.0
+        or p.presence_penalty
+        or p.frequency_penalty
+        or draw.position < p.min_tokens
+    )
+
+
 def _is_plain(draw: Draw) -> bool:
     """Greedy, with nothing that would change or report the distribution."""
-    p = draw.params
-    return (
-        p.temperature == 0.0
-        and p.logprobs is None
-        and p.grammar is None
-        and not p.logit_bias
-        and p.repetition_penalty == 1.0
-        and p.presence_penalty == 0.0
-        and p.frequency_penalty == 0.0
-        and draw.position >= p.min_tokens
-    )
+    return draw.params.temperature == 0.0 and draw.params.logprobs is None and not _is_adjusted(draw)
+
+
+def _pick(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """These rows; the tensor itself when they are all of it in order."""
+    return logits if rows == list(range(logits.shape[0])) else logits[rows]
 
 
 class TorchSampler:
@@ -55,7 +62,7 @@ class TorchSampler:
         self._eos_token_ids = tuple(eos_token_ids)
         self._device = device
         self._grammars = grammars
-        self._noise = DrawNoise(vocab_size, device)
+        self._race = TokenRace(vocab_size, device)
 
     def sample(self, logits: torch.Tensor, jobs: Sequence[SampleJob]) -> list[Drawn]:
         """One token for each job, in order. logits: float32 [rows, vocab], left as it is.
@@ -72,8 +79,7 @@ class TorchSampler:
             tokens = self._greedy(logits, [jobs[at].row for at in plain])
             drawn.update((at, Drawn(token)) for at, token in zip(plain, tokens, strict=True))
         other = [at for at in range(len(jobs)) if at not in drawn]
-        rows = logits[[jobs[at].row for at in other]]
-        results = self._shaped(rows, [jobs[at].draw for at in other])
+        results = self._shaped(_pick(logits, [jobs[at].row for at in other]), [jobs[at].draw for at in other])
         drawn.update(zip(other, results, strict=True))
         return [drawn[at] for at in range(len(jobs))]
 
@@ -93,30 +99,26 @@ class TorchSampler:
 
     @staticmethod
     def _greedy(logits: torch.Tensor, rows: list[int]) -> list[int]:
-        every_row = rows == list(range(logits.shape[0]))
-        best = (logits if every_row else logits[rows]).max(dim=-1)
+        best = _pick(logits, rows).max(dim=-1)
         if bool(best.values.isnan().any()):
             raise EngineFailed("the model produced logits that are not numbers")
         tokens: list[int] = best.indices.tolist()
         return tokens
 
     def _shaped(self, raw: torch.Tensor, draws: Sequence[Draw]) -> list[Drawn]:
-        shaped = raw.clone()
+        shaped = raw.clone() if any(map(_is_adjusted, draws)) else raw
         for row, draw in enumerate(draws):
-            self._adjust_(shaped[row], draw)
+            if _is_adjusted(draw):
+                self._adjust_(shaped[row], draw)
+        tokens: dict[int, int] = {}
         hot = [at for at, draw in enumerate(draws) if draw.params.temperature > 0.0]
         if hot:
-            shaped[hot] = self._race(shaped[hot], [draws[at] for at in hot])
-        tokens = self._greedy(shaped, list(range(len(draws))))
+            rows = shaped if len(hot) == len(draws) else shaped[hot]
+            tokens.update(zip(hot, self._race.draw(rows, [draws[at] for at in hot]), strict=True))
+        cold = [at for at in range(len(draws)) if at not in tokens]
+        if cold:
+            tokens.update(zip(cold, self._greedy(shaped, cold), strict=True))
         return [self._report(raw[row], draw, tokens[row]) for row, draw in enumerate(draws)]
-
-    def _race(self, logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
-        """Scores whose largest element is the drawn token."""
-        temperatures = torch.tensor([d.params.temperature for d in draws], device=self._device)[:, None]
-        # Subtracting the best first keeps tiny temperatures finite.
-        scaled = (logits - logits.max(dim=-1, keepdim=True).values) / temperatures
-        truncate_(scaled, [d.params for d in draws])
-        return scaled.exp_().div_(self._noise.exponentials(draws))
 
     def _adjust_(self, row: torch.Tensor, draw: Draw) -> None:
         p = draw.params

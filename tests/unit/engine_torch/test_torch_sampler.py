@@ -87,6 +87,51 @@ def test_noise_is_positive_finite_and_exponential() -> None:
     assert abs(float((values > 1.0).float().mean()) - math.exp(-1)) < 0.01
 
 
+@pytest.mark.parametrize(
+    "params", [SamplingParams(), SamplingParams(top_k=300), SamplingParams(top_p=0.999), SamplingParams(min_p=0.02)]
+)
+def test_the_race_of_the_likeliest_gives_the_distribution_of_a_race_of_all(params: SamplingParams) -> None:
+    """A third of the weight lies outside the head: counts of head and rest follow the probabilities."""
+    vocab, repeats = 1000, 3000
+    logits = torch.where(torch.arange(vocab) < 200, 2.25, 0.0) + 0.001 * torch.arange(vocab).flip(0) / vocab
+    logits = logits[torch.randperm(vocab, generator=torch.Generator().manual_seed(2))]
+    kept = truncate_(logits.clone()[None], [params])[0]
+    probabilities = torch.softmax(kept.double(), 0)
+    jobs = [SampleJob(0, Draw(0, i, params, (1,), ())) for i in range(repeats)]
+    counts = torch.zeros(vocab)
+    for start in range(0, repeats, 500):
+        for drawn in sampler(vocab).sample(logits[None], jobs[start : start + 500]):
+            counts[drawn.token_id] += 1
+    assert not counts[probabilities == 0].any()
+    likely = logits > 2.0
+    share = float(probabilities[likely].sum())
+    assert 0.6 < share < 0.97
+    assert abs(float(counts[likely].sum()) - repeats * share) < 5 * math.sqrt(repeats * share * (1 - share))
+    alive = probabilities > 0
+    expected = repeats * probabilities[alive]
+    chi_square = float(((counts[alive] - expected) ** 2 / expected).sum())
+    freedom = int(alive.sum()) - 1
+    assert chi_square < freedom + 6 * math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(top_k=7),
+        SamplingParams(top_p=0.7),
+        SamplingParams(min_p=0.1),
+        SamplingParams(top_k=9, top_p=0.8, min_p=0.01),
+    ],
+)
+def test_both_ways_to_truncate_keep_the_same_tokens(params: SamplingParams) -> None:
+    logits = torch.randn(400, generator=torch.Generator().manual_seed(6)) * 3
+    kept = set(truncate_(logits.clone()[None], [params])[0].isfinite().nonzero().flatten().tolist())
+    jobs = [SampleJob(0, Draw(0, i, params, (1,), ())) for i in range(800)]
+    drawn = {d.token_id for d in sampler(400).sample(logits[None], jobs)}
+    assert drawn <= kept
+    assert len(drawn) >= min(len(kept), 5)
+
+
 def test_tiny_temperatures_are_finite_and_greedy() -> None:
     logits = falling() + 50.0
     assert all(one(logits, draw(SamplingParams(temperature=1e-6, seed=s))).token_id == 0 for s in range(5))
