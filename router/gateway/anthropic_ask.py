@@ -36,9 +36,7 @@ def count_ask(body: CountRequest) -> ChatAsk:
         messages=tuple(_messages(body)),
         sampling=SamplingParams(),
         tools=_tool_use(body),
-        thinking=Thinking(
-            None if body.thinking is None or body.thinking.type == "adaptive" else body.thinking.type == "enabled"
-        ),
+        thinking=Thinking(_enabled(body), None if body.output_config is None else body.output_config.effort),
     )
 
 

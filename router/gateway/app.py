@@ -25,6 +25,7 @@ from router.gateway.gate import Gate
 from router.gateway.openai_chat import chat_routes
 from router.gateway.openai_completions import completion_routes
 from router.gateway.problem import Problem, problem_of, problem_of_validation
+from router.gateway.responses import responses_routes
 from router.gateway.status import status_routes
 from router.gateway.visit import visit_of
 
@@ -58,6 +59,7 @@ def create_app(
     _add_error_handlers(app)
     app.include_router(chat_routes(core))
     app.include_router(completion_routes(core))
+    app.include_router(responses_routes(core))
     app.include_router(anthropic_routes(core))
     app.include_router(status_routes(core))
     return app
