@@ -18,6 +18,7 @@ from prfaas.errors import ConfigError
 
 ENV_PREFIX = "PRFAAS_"
 CACHE_DIR_VARIABLE = "PRFAAS_CACHE_DIR"
+WAN_EMULATOR_VARIABLE = "PRFAAS_WAN_EMULATOR"
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -113,6 +114,7 @@ class PolicySettings(Settings):
     name: Literal["threshold", "predictive"] = "threshold"
     inline_tokens: NonNegativeInt = 32  # at most this many uncached tokens are prefilled on the decode worker
     threshold_tokens: NonNegativeInt = 19_400  # more than this goes to a remote prefill site
+    adaptive: bool = True  # let queues and links move the threshold and fold links; off for experiments
     force_route: Literal["inline", "local", "remote"] | None = None  # for tests and benchmarks
     max_candidates: PositiveInt = 3
     ttft_slo_s: PositiveSeconds = 5.0
@@ -270,3 +272,10 @@ def child_environment(environ: Mapping[str, str] | None = None) -> dict[str, str
     """The environment for a child whose settings are in a file: without the `PRFAAS_A__B` variables merged into it."""
     source = os.environ if environ is None else environ
     return {key: value for key, value in source.items() if not (key.startswith(ENV_PREFIX) and "__" in key[len(ENV_PREFIX) :])}
+
+
+def wan_emulator(environ: Mapping[str, str] | None = None) -> Path | None:
+    """The script that emulates a wide-area link in two network namespaces: $PRFAAS_WAN_EMULATOR; None without one."""
+    source = os.environ if environ is None else environ
+    script = source.get(WAN_EMULATOR_VARIABLE)
+    return Path(script) if script else None

@@ -84,6 +84,7 @@ FALLBACKS = _counter("prfaas_fallback_total", R, "Rungs of the failure ladder le
 THRESHOLD_TOKENS = _gauge("prfaas_offload_threshold_tokens", R, "Uncached length above which prefill goes remote")
 ROUTER_OVERHEAD = _histogram("prfaas_router_overhead_seconds", R, "Router work per request", OVERHEAD_BUCKETS_S, "step")
 KV_BYTES = _counter("prfaas_kv_bytes_total", R, "KV cache bytes that crossed a network for finished requests", "route")
+LINK_STATE = _gauge("prfaas_link_state", R, "1 for the state a link is in", "src", "dst", "state")
 WORKERS = _gauge("prfaas_workers", R, "Registered workers", "site", "role", "state")
 
 # Workers: the engine and its doors.

@@ -32,6 +32,7 @@ from router.links import LinkBoard
 from router.policy.costs import UNKNOWN_S_PER_TOKEN, Kind, PrefillFit, PrefillModel
 from router.policy.decide import Verdict
 from router.policy.prefix_index import Family, PrefixIndex, PromptNames
+from router.policy.short_loop import Outcomes
 from router.policy.view import FleetView, Link, RequestView, Tuning, WorkerView
 
 _log = logger(__name__)
@@ -73,6 +74,7 @@ class Fleet:
         self._ledger = Ledger()
         self._board = LinkBoard(LINK_EXPIRY_S)
         self._links: dict[Link, LinkView] = {}
+        self._outcomes: dict[Link, Outcomes] = {}
         self._fits: dict[Kind, PrefillFit] = {}
         self._models: dict[Kind, PrefillModel] = {}
         self._view: FleetView | None = None
@@ -216,6 +218,20 @@ class Fleet:
     def ended(self, dispatch_id: DispatchId) -> None:
         """The request is over on its decode worker, however it ended."""
         self._touch(self._ledger.close(dispatch_id))
+
+    def transfer_ended(self, prefill_worker: WorkerId, decode_worker: WorkerId, *, landed: bool, sent_bytes: int = 0) -> None:
+        """A prefill over a link between sites landed or failed. Unknown workers and pairs within a site say nothing."""
+        source, target = self._members.get(prefill_worker), self._members.get(decode_worker)
+        if source is None or target is None or source.info.site == target.info.site:
+            return
+        link = Link(source.info.site, target.info.site)
+        seen = self._outcomes.get(link, Outcomes())
+        self._outcomes[link] = Outcomes(seen.landed + landed, seen.failed + (not landed), seen.sent_bytes + sent_bytes)
+
+    def take_outcomes(self) -> dict[Link, Outcomes]:
+        """Transfers that ended since the last call, by link."""
+        taken, self._outcomes = self._outcomes, {}
+        return taken
 
     def suspect(self, worker_id: WorkerId) -> None:
         """A call to this worker failed: send nothing there until it is heard of again."""

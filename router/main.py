@@ -30,9 +30,11 @@ from router.gateway.gate import Gate
 from router.pipeline import RoutedPipeline
 from router.policy.decide import Policy
 from router.policy.predictive import PredictivePolicy
+from router.policy.short_loop import ShortLoop
 from router.policy.threshold import ThresholdPolicy
 from router.policy.view import Tuning
 from router.registry import RegistryService
+from router.tuner import Tuner
 
 _log = logger(__name__)
 
@@ -92,7 +94,10 @@ async def _serve(
     listener = listen(settings.host, settings.port)
     http = _Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1))
     await registry.start()
-    keeping = asyncio.create_task(_keep_house(fleet, clients))
+    tasks = [asyncio.create_task(_keep_house(fleet, clients))]
+    if settings.policy.adaptive:
+        loop = ShortLoop(settings.policy.threshold_tokens, settings.policy.ttft_slo_s)
+        tasks.append(asyncio.create_task(Tuner(fleet=fleet, loop=loop, metrics=metrics, clock=clock).run()))
     try:
         serving = asyncio.create_task(http.serve(sockets=[listener]))
         await _until(lambda: http.started or serving.done())
@@ -103,9 +108,9 @@ async def _serve(
         http.should_exit = True
         await serving
     finally:
-        keeping.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await keeping
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await clients.close()
         await registry.stop(grace=None)
         listener.close()

@@ -21,12 +21,14 @@ from prfaas.errors import (
     PromptTooLong,
     RequestError,
     Retry,
+    TransferBroken,
+    TransferStalled,
     UnknownModel,
     WorkerUnreachable,
 )
 from prfaas.log import logger
 from prfaas.metrics import MetricSet
-from prfaas.types import GenerationRequest, WorkerId
+from prfaas.types import GenerationRequest, Route, WorkerId
 from router.api import Decided, Done, NewTokens, PipelineEvent, Prefilled
 from router.clients import DecodeClients
 from router.fleet import Fleet
@@ -39,6 +41,9 @@ _log = logger(__name__)
 MAX_DECODE_ATTEMPTS = 3
 # Prompts longer than this are hashed on a thread: about a millisecond of work, which other streams would notice.
 INLINE_HASH_TOKENS = 16_384
+
+# Failed rungs that speak of the path or the far end rather than of the request.
+LINK_FAULTS = frozenset({e.code for e in (TransferBroken, TransferStalled, WorkerUnreachable)})
 
 
 @dataclass(slots=True)
@@ -192,11 +197,16 @@ class RoutedPipeline:
         self._fleet.prefilled(start.dispatch_id, report, len(trip.request.tokens))
         self._metrics.inc(m.ROUTE_TAKEN, route=report.route.value)
         self._metrics.inc(m.KV_BYTES, report.kv_bytes, route=report.route.value)
+        decode_worker = start.verdict.decision.decode_worker
         for attempt in report.attempts:
             worker_id, _, code = attempt.rpartition(":")
             self._metrics.inc(m.FALLBACKS, reason=code)
             if code == WorkerUnreachable.code:
                 self._fleet.suspect(WorkerId(worker_id))
+            if code in LINK_FAULTS:
+                self._fleet.transfer_ended(WorkerId(worker_id), decode_worker, landed=False)
+        if report.route is Route.REMOTE:
+            self._fleet.transfer_ended(report.worker_id, decode_worker, landed=True, sent_bytes=report.kv_bytes)
         before = tuple(f"{worker_id}:{code}" for worker_id, code in trip.failed.items())
         return Prefilled(replace(report, attempts=before + report.attempts))
 

@@ -9,6 +9,9 @@ from router.policy.view import RequestView, WorkerView
 # Prompt tokens missing on a decode worker that weigh as much as a full batch already running there. About what a
 # bandwidth-dense chip computes in the time in which its batch emits a hundred tokens per sequence.
 MISSING_TOKENS_PER_BATCH = 8192
+BACKED_UP_S = 0.1  # a link with more than this queued, at its nominal rate, shows what it can carry
+SILENT_S = 1.0  # a receiver with transfers under way that has heard nothing for this long is cut off
+NEARLY_DEAD_BYTES_PER_S = 1e4  # stands for zero, so that a dead link is very slow instead of a division by zero
 
 
 def decode_cost(worker: WorkerView, request: RequestView) -> float:
@@ -35,15 +38,27 @@ def kv_bytes(decode: WorkerView, request: RequestView) -> int:
     return decode.cache.request_bytes(request.num_tokens, request.cached_tokens.get(decode.worker_id, 0))
 
 
+def link_rate(link: LinkView) -> float:
+    """Bytes per second the link can carry now; 0 when unknown.
+
+    A link with a backlog shows what it carries: a brown-out is known by the goodput under backlog, not by the capacity
+    that was once configured or measured, and an outage by silence while bytes are waiting.
+    """
+    if link.queued_bytes > BACKED_UP_S * link.capacity_bytes_per_s and link.active_transfers > 0:
+        return NEARLY_DEAD_BYTES_PER_S if link.age_s > SILENT_S else max(link.goodput_bytes_per_s, NEARLY_DEAD_BYTES_PER_S)
+    return max(link.capacity_bytes_per_s, link.goodput_bytes_per_s)
+
+
+def backlog_s(link: LinkView) -> float:
+    """Seconds until what is queued on the link is through; 0 where nothing is known."""
+    rate = link_rate(link)
+    return link.queued_bytes / rate if rate > 0 else 0.0
+
+
 def stream_s(link: LinkView | None, num_bytes: int) -> float:
     """Seconds to move `num_bytes` behind what is queued on `link`, round trip left out; 0 where nothing is known."""
     rate = link_rate(link) if link is not None else 0.0
     return (link.queued_bytes + num_bytes) / rate if link is not None and rate > 0 else 0.0
-
-
-def link_rate(link: LinkView) -> float:
-    """Bytes per second the link can carry; 0 when unknown. Goodput is demand, not supply, while the link is idle."""
-    return link.capacity_bytes_per_s or link.goodput_bytes_per_s
 
 
 def compute_s(worker: WorkerView, request: RequestView, models: Models) -> float:
