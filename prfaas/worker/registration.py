@@ -57,10 +57,12 @@ class Registration:
     async def run(self) -> None:
         """Register and send heartbeats until cancelled."""
         while True:
+            info = self._reporter.info()
             try:
-                await self._session()
+                await self._session(info)
             except grpc.aio.AioRpcError as error:
                 self._note_absence(error)
+            if self._reporter.info() == info:  # else there is news, which does not wait
                 await self._pause()
 
     async def deregister(self) -> None:
@@ -72,9 +74,8 @@ class Registration:
         except grpc.aio.AioRpcError as error:
             log.info("the router did not take the goodbye: %s", error.details())
 
-    async def _session(self) -> None:
+    async def _session(self, info: WorkerInfo) -> None:
         """From one registration to the next, which is due when the router has forgotten or the description changed."""
-        info = self._reporter.info()
         reply = await self._registry.Register(to_pb_worker_info(info), timeout=CALL_TIMEOUT_S)
         # The router may want to hear more often than the worker's settings say, never less often.
         self._heartbeat_s = min(self._wanted_s, reply.heartbeat_s) if reply.heartbeat_s > 0 else self._wanted_s

@@ -121,6 +121,40 @@ async def test_one_that_waits_for_the_decode_engine_leaves_it(pair: Pair) -> Non
     await pair.settled()
 
 
+# A quick sender on an unlimited link, and a decode worker that cannot hold 8,000 and 5,000 tokens at once.
+SMALL_DECODE = (
+    {"engine": {"time_scale": 0.02}, "transport": {"egress_bytes_per_s": 0}},
+    {"engine": {"cache_bytes": 24 * 1024**2}},
+)
+
+
+@pytest.mark.parametrize("pair", [SMALL_DECODE], indirect=True, ids=["room-for-12000"])
+async def test_one_that_waits_for_room_to_land_leaves_the_line(pair: Pair) -> None:
+    ahead = pair.decode.call(greedy(prompt(8000, seed=4), request_id="ahead"))
+    await pair.decode.reached("computing", sequences_running=1)
+    behind = pair.decode.call(greedy(prompt(5000, seed=5), request_id="behind"), pair.far.candidate(Route.REMOTE))
+    await pair.decode.reached("two inside", decode_inside=2)
+    assert (await pair.decode.counters())["landings"] == 0
+    assert (await pair.far.counters())["prefill_inside"] == 0
+    behind.cancel()
+    await pair.decode.comes_to("one inside", lambda now: now["decode_inside"] == 1, WITHIN_S)
+    ahead.cancel()
+    await pair.settled()
+
+
+@pytest.mark.parametrize("pair", [SMALL_DECODE], indirect=True, ids=["room-for-12000"])
+async def test_room_that_comes_free_is_landed_in(pair: Pair) -> None:
+    ahead = pair.decode.call(greedy(prompt(8000, seed=4), request_id="ahead"))
+    await pair.decode.reached("computing", sequences_running=1)
+    asked = greedy(prompt(5000, seed=5), request_id="behind")
+    behind = asyncio.create_task(pair.decode.generate(asked, pair.far.candidate(Route.REMOTE)))
+    await pair.decode.reached("two inside", decode_inside=2)
+    ahead.cancel()
+    answer = await asyncio.wait_for(behind, 20.0)
+    assert (answer.report.route, answer.report.attempts) == (Route.REMOTE, ())
+    await pair.settled()
+
+
 @pytest.mark.parametrize("pair", [SLOW_BOTH], indirect=True)
 async def test_prefill_for_nobody_is_counted(pair: Pair) -> None:
     call = pair.decode.call(greedy(LONG), pair.far.candidate(Route.REMOTE))

@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import grpc.aio
 
 from prfaas import rpc
 from prfaas.config import TlsSettings
 from prfaas.convert import from_pb_cache_event
+from prfaas.pb import registry_pb2
 from prfaas.types import (
     BlockHash,
     CacheEvent,
@@ -120,6 +122,21 @@ async def test_a_router_that_forgot_is_told_again() -> None:
         await until(lambda: router.heartbeats)
         router.forget = True
         await until(lambda: len(router.registered) == 2 and len(router.snapshots) == 2)
+
+
+class Amnesiac(Router):
+    """A registry that knows nobody, like one of two behind an address that leads to either."""
+
+    async def Heartbeat(self, request: registry_pb2.HeartbeatRequest, context: Any) -> registry_pb2.HeartbeatReply:
+        self.heartbeats.append(request)
+        return registry_pb2.HeartbeatReply(known=False)
+
+
+async def test_a_router_that_always_forgets_is_not_flooded() -> None:
+    router = Amnesiac()
+    async with serving(router) as port, registering(Worker(), port, heartbeat_s=0.1):
+        await asyncio.sleep(0.55)
+    assert 2 <= len(router.registered) <= 6
 
 
 async def test_a_router_with_a_gap_gets_a_snapshot_without_a_registration() -> None:
