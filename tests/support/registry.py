@@ -46,10 +46,10 @@ class Router(registry_pb2_grpc.RegistryServiceServicer):
 
 
 @asynccontextmanager
-async def serving(router: Router, port: int = 0) -> AsyncIterator[int]:
+async def serving(router: Router, port: int = 0, tls: TlsSettings = PLAIN) -> AsyncIterator[int]:
     server = rpc.server()
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(router, server)  # type: ignore[no-untyped-call]
-    bound = rpc.bind(server, "127.0.0.1", port, PLAIN)
+    bound = rpc.bind(server, "127.0.0.1", port, tls)
     await server.start()
     try:
         yield bound

@@ -198,10 +198,13 @@ class Worker(Client):
 class Fleet:
     """Workers that know one registry. Every process is gone when the fleet's context ends."""
 
-    def __init__(self, router: Router, directory: Path, base: Mapping[str, Any], stack: AsyncExitStack) -> None:
+    def __init__(
+        self, router: Router, directory: Path, base: Mapping[str, Any], tls: TlsSettings, stack: AsyncExitStack
+    ) -> None:
         self.router = router
         self.directory = directory
         self._base = base
+        self._tls = tls
         self._stack = stack
 
     async def start(self, worker_id: str, role: Role, site: str = "pd", **changes: Any) -> Worker:
@@ -220,7 +223,7 @@ class Fleet:
 
     async def connect(self, process: subprocess.Popen[bytes], info: WorkerInfo, metrics_port: int = 0) -> Worker:
         """Channels to a running worker; 0: it exports no metrics."""
-        channel = await self._stack.enter_async_context(rpc.channel(info.address, PLAIN))
+        channel = await self._stack.enter_async_context(rpc.channel(info.address, self._tls))
         return Worker(process, info, channel, metrics_port)
 
     def spawn(
@@ -260,12 +263,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @asynccontextmanager
-async def fleet(directory: Path, **settings: Any) -> AsyncIterator[Fleet]:
+async def fleet(directory: Path, tls: TlsSettings = PLAIN, **settings: Any) -> AsyncIterator[Fleet]:
     """A registry and the workers started with it, on emulated engines of the hybrid model. `settings` hold for all
-    workers and are merged, key by key, into what makes a test quick."""
+    workers and are merged, key by key, into what makes a test quick. `tls` is spoken on every connection."""
     router = Router()
     profile = write_profile(directory / "profile.json")
-    async with serving(router) as port, AsyncExitStack() as stack:
+    async with serving(router, tls=tls) as port, AsyncExitStack() as stack:
         base = {
             "model": "no files",
             "served_model_name": "test-model",
@@ -279,9 +282,9 @@ async def fleet(directory: Path, **settings: Any) -> AsyncIterator[Fleet]:
                 "max_step_tokens": 128,
                 "cache_bytes": 64 * 1024**2,
             },
-            "transport": {"chunk_bytes": 16 * 1024},
+            "transport": {"chunk_bytes": 16 * 1024, "tls": tls.model_dump(mode="json")},
         }
-        yield Fleet(router, directory, deep_merge(base, settings), stack)
+        yield Fleet(router, directory, deep_merge(base, settings), tls, stack)
 
 
 def prompt(num_tokens: int, seed: int = 1) -> tuple[int, ...]:
