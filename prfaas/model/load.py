@@ -12,6 +12,7 @@ from prfaas.model.checkpoint import Checkpoint
 from prfaas.model.fingerprint import fingerprint
 from prfaas.model.gguf_file import GgufFile
 from prfaas.model.hf_directory import HfDirectory
+from prfaas.model.kernels.kernel_set import Kernels, TorchKernels
 from prfaas.model.quantization import count_parameters, parse_quantization
 from prfaas.model.registry import family_for, gguf_dialect
 from prfaas.model.weights import WeightReader
@@ -21,9 +22,17 @@ _DTYPES = {torch.float32: DType.F32, torch.bfloat16: DType.BF16, torch.float16: 
 
 
 def load_model(
-    source: str, *, served_name: str, block_tokens: int, dtype: torch.dtype | None, device: torch.device
+    source: str,
+    *,
+    served_name: str,
+    block_tokens: int,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    kernels: Kernels | None = None,
 ) -> CausalLM:
     """Load a Hugging Face directory or a GGUF file.
+
+    kernels: who does the arithmetic, None for plain torch; see `prfaas.model.kernels.native_library.open_kernels`.
 
     dtype: compute and cache dtype; None takes the checkpoint's own (float32 where it is quantised or silent).
     Raises ModelLoadError saying what is missing, malformed or unsupported.
@@ -32,7 +41,9 @@ def load_model(
     family, _ = family_for(checkpoint.config)
     chosen = stored_dtype(checkpoint) if dtype is None else dtype
     spec = _describe(checkpoint, served_name, block_tokens, chosen)
-    weights = WeightReader(checkpoint, parse_quantization(checkpoint.config), dtype=chosen, device=device)
+    weights = WeightReader(
+        checkpoint, parse_quantization(checkpoint.config), kernels or TorchKernels(), dtype=chosen, device=device
+    )
     network = family.build(checkpoint.config, spec, weights)
     weights.require_all_taken(lambda name: family.ignorable(checkpoint.config, name))
     return network

@@ -38,13 +38,15 @@ class DecodeBatch:
     """N decode rows of similar length that read the cache together.
 
     rows: int64 [N] on the token axis. blocks: int64 [N, B], 0 where absent. spans: for each row, which entries of its
-    B * block_tokens it may see, as [start, stop). bias: [N, 1, 1, L] in the compute dtype, 0 where a row may see the
-    entry and -inf elsewhere; None when N == 1, where only the visible entries are read. run: the blocks when N == 1.
+    B * block_tokens it may see, as [start, stop); edges: the same, int64 [N, 2]. bias: [N, 1, 1, L] in the compute
+    dtype, 0 where a row may see the entry and -inf elsewhere; None when N == 1, where only the visible entries are
+    read. run: the blocks when N == 1.
     """
 
     rows: torch.Tensor
     blocks: torch.Tensor
     spans: tuple[tuple[int, int], ...]
+    edges: torch.Tensor
     bias: torch.Tensor | None
     run: BlockRun | None
 
@@ -225,9 +227,9 @@ def _decode_batch(
     for i in batch:
         base, context = reach[i][0] * size, step.segments[i].context_tokens
         spans.append((group.first_needed_token(context) - base, context + 1 - base))
+    edges = torch.tensor(spans)
     bias = None
     if len(batch) > 1:
-        edges = torch.tensor(spans)
         entries = torch.arange(width * size)
         hidden = (entries < edges[:, :1]) | (entries >= edges[:, 1:])
         bias = torch.zeros(len(batch), width * size, dtype=dtype).masked_fill_(hidden, -torch.inf)[:, None, None]
@@ -236,6 +238,7 @@ def _decode_batch(
         rows=torch.tensor([step.segments[i].row_start for i in batch], device=device),
         blocks=blocks.to(device),
         spans=tuple(spans),
+        edges=edges.to(device),
         bias=bias,
         run=_block_run(blocks[0].tolist(), device) if len(batch) == 1 else None,
     )

@@ -14,6 +14,7 @@ import torch
 from prfaas.errors import ModelLoadError
 from prfaas.model.checkpoint import Checkpoint
 from prfaas.model.kernels.dequantize import expand_fp8_blocks, expand_int4
+from prfaas.model.kernels.kernel_set import Kernels
 from prfaas.model.quantization import PACKED, SCALE, SCALE_INV, SHAPE, Quantization
 
 
@@ -28,9 +29,18 @@ class PackedWeight:
 class WeightReader:
     """Hands each tensor of a checkpoint to the network that is being built."""
 
-    def __init__(self, checkpoint: Checkpoint, quantization: Quantization, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        quantization: Quantization,
+        kernels: Kernels,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         self._checkpoint = checkpoint
         self._quantization = quantization
+        self.kernels = kernels
         self._shapes = dict(checkpoint.shapes())
         self._left = set(self._shapes)
         self.dtype = dtype

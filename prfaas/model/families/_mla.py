@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from prfaas.model.config_reader import ConfigReader
 from prfaas.model.layers.linear import read_linear
 from prfaas.model.layers.mla import LatentAttention, LatentShape
-from prfaas.model.layers.norm import RmsNorm
+from prfaas.model.layers.norm import read_norm
 from prfaas.model.weights import WeightReader
 from prfaas.modelspec import CacheGroup, DType, GroupKind, TensorSpec
 
@@ -54,7 +52,7 @@ def read_latent_attention(weights: WeightReader, prefix: str, group: str, config
         query_up = read_linear(weights, [f"{prefix}.q_proj"], [query_rows], hidden)
     else:
         query_down = read_linear(weights, [f"{prefix}.q_a_proj"], [rank], hidden)
-        query_norm = RmsNorm(weights.take(f"{prefix}.q_a_layernorm.weight", (rank,), torch.float32), _INNER_NORM_EPS)
+        query_norm = read_norm(weights, f"{prefix}.q_a_layernorm", rank, _INNER_NORM_EPS)
         query_up = read_linear(weights, [f"{prefix}.q_b_proj"], [query_rows], rank)
     return LatentAttention(
         group=group,
@@ -65,7 +63,7 @@ def read_latent_attention(weights: WeightReader, prefix: str, group: str, config
         query_norm=query_norm,
         query_up=query_up,
         latent_down=read_linear(weights, [f"{prefix}.kv_a_proj_with_mqa"], [shape.latent], hidden),
-        latent_norm=RmsNorm(weights.take(f"{prefix}.kv_a_layernorm.weight", (shape.rank,), torch.float32), _INNER_NORM_EPS),
+        latent_norm=read_norm(weights, f"{prefix}.kv_a_layernorm", shape.rank, _INNER_NORM_EPS),
         expand=read_linear(weights, [f"{prefix}.kv_b_proj"], [shape.num_heads * (shape.nope + shape.value)], shape.rank),
         out=read_linear(weights, [f"{prefix}.o_proj"], [hidden], shape.num_heads * shape.value),
     )

@@ -17,10 +17,10 @@ from prfaas.model.family import Outline
 from prfaas.model.layers.delta import DeltaCore, DeltaShape
 from prfaas.model.layers.gdn import GatedDeltaNet
 from prfaas.model.layers.gqa import GroupedQueryAttention, HeadShape
-from prfaas.model.layers.linear import Linear, read_linear
+from prfaas.model.layers.linear import Linear, read_head, read_linear
 from prfaas.model.layers.mlp import read_mlp
 from prfaas.model.layers.moe import GatedFeedForward, MixtureOfExperts, SoftmaxRouter
-from prfaas.model.layers.norm import GatedRmsNorm, RmsNorm
+from prfaas.model.layers.norm import GatedRmsNorm, RmsNorm, read_norm
 from prfaas.model.layers.rope import Rope, read_frequencies
 from prfaas.model.network import Block, DecoderNetwork, FeedForward, Mixer
 from prfaas.model.weights import WeightReader
@@ -177,7 +177,7 @@ def build_hybrid(
         embedding=embedding,
         blocks=tuple(blocks),
         norm=_norm(config, weights, f"{names.base}.norm"),
-        head=Linear(embedding) if config.tied else read_linear(weights, [names.head], [config.vocab_size], config.hidden),
+        head=read_head(weights, names.head, embedding, tied=config.tied),
         ropes={_ROPE: Rope(frequencies.values, magnitude=frequencies.magnitude)},
     )
 
@@ -191,6 +191,7 @@ def _attention(config: HybridConfig, weights: WeightReader, prefix: str) -> Grou
         heads=heads,
         scale=heads.head_dim**-0.5,
         window_tokens=None,
+        kernels=weights.kernels,
         qkv=read_linear(weights, [f"{prefix}.{x}_proj" for x in "qkv"], [2 * width, kv_width, kv_width], hidden),
         out=read_linear(weights, [f"{prefix}.o_proj"], [hidden], width),
         q_norm=_norm(config, weights, f"{prefix}.q_norm", heads.head_dim),
@@ -205,7 +206,7 @@ def _delta_net(config: HybridConfig, weights: WeightReader, prefix: str, project
     taps = weights.take(f"{prefix}.conv1d.weight", (shape.conv_dim, config.conv_taps))
     return GatedDeltaNet(
         group=_STATE,
-        core=DeltaCore(shape, taps.t().contiguous()),
+        core=DeltaCore(shape, taps.t().contiguous(), weights.kernels),
         project=project,
         rate=weights.take(f"{prefix}.A_log", (heads,), torch.float32).exp(),
         bias=weights.take(f"{prefix}.dt_bias", (heads,), torch.float32),
@@ -229,4 +230,4 @@ def _feed_forward(config: HybridConfig, weights: WeightReader, prefix: str, laye
 
 def _norm(config: HybridConfig, weights: WeightReader, name: str, width: int | None = None) -> RmsNorm:
     """Stored as the difference from one."""
-    return RmsNorm(1.0 + weights.take(f"{name}.weight", (width or config.hidden,), torch.float32), config.eps)
+    return read_norm(weights, name, width or config.hidden, config.eps, centred=True)

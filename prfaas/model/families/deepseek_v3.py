@@ -9,15 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
 from prfaas.model.config_reader import ConfigReader
 from prfaas.model.families._mla import LatentConfig, latent_group, parse_latent_shape, read_latent_attention
 from prfaas.model.families._moe import ExpertNames, MoeConfig, parse_moe, read_moe
 from prfaas.model.family import Family, Outline, RawConfig
-from prfaas.model.layers.linear import Linear, read_linear
+from prfaas.model.layers.linear import read_head
 from prfaas.model.layers.mlp import read_mlp
-from prfaas.model.layers.norm import RmsNorm
+from prfaas.model.layers.norm import RmsNorm, read_norm
 from prfaas.model.layers.rope import Rope, read_frequencies, yarn_mscale
 from prfaas.model.network import Block, DecoderNetwork
 from prfaas.model.weights import WeightReader
@@ -99,7 +97,6 @@ def build(raw: RawConfig, spec: ModelSpec, weights: WeightReader) -> DecoderNetw
     base = f"{config.prefix}model"
     frequencies = read_frequencies(_text(raw), config.latent.shape.rope, weights.device)
     embedding = weights.take(f"{base}.embed_tokens.weight", (config.vocab_size, config.hidden))
-    head = [f"{config.prefix}lm_head"]
     return DecoderNetwork(
         spec=spec,
         device=weights.device,
@@ -107,7 +104,7 @@ def build(raw: RawConfig, spec: ModelSpec, weights: WeightReader) -> DecoderNetw
         embedding=embedding,
         blocks=tuple(_block(config, weights, f"{base}.layers.{i}", i) for i in range(config.num_layers)),
         norm=_norm(config, weights, f"{base}.norm"),
-        head=Linear(embedding) if config.tied else read_linear(weights, head, [config.vocab_size], config.hidden),
+        head=read_head(weights, f"{config.prefix}lm_head", embedding, tied=config.tied),
         ropes={_ROPE: Rope(frequencies.values, config.interleaved, frequencies.magnitude)},
     )
 
@@ -125,7 +122,7 @@ def _block(config: DeepseekConfig, weights: WeightReader, prefix: str, layer: in
 
 
 def _norm(config: DeepseekConfig, weights: WeightReader, name: str) -> RmsNorm:
-    return RmsNorm(weights.take(f"{name}.weight", (config.hidden,), torch.float32), config.eps)
+    return read_norm(weights, name, config.hidden, config.eps)
 
 
 def _ignorable(raw: RawConfig, name: str) -> bool:

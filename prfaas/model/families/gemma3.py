@@ -12,9 +12,9 @@ from prfaas.errors import ModelLoadError
 from prfaas.model.config_reader import ConfigReader
 from prfaas.model.family import Family, GgufDialect, Outline, RawConfig
 from prfaas.model.layers.gqa import GroupedQueryAttention, HeadShape
-from prfaas.model.layers.linear import Linear, read_linear
+from prfaas.model.layers.linear import read_head, read_linear
 from prfaas.model.layers.mlp import Activation, read_mlp
-from prfaas.model.layers.norm import RmsNorm
+from prfaas.model.layers.norm import RmsNorm, read_norm
 from prfaas.model.layers.rope import Rope, read_frequencies
 from prfaas.model.network import Block, DecoderNetwork
 from prfaas.model.weights import WeightReader
@@ -102,7 +102,6 @@ def build(raw: RawConfig, spec: ModelSpec, weights: WeightReader) -> DecoderNetw
     config = parse(raw)
     base = f"{config.prefix}model"
     embedding = weights.take(f"{base}.embed_tokens.weight", (config.vocab_size, config.hidden))
-    head = [f"{config.prefix}lm_head"]
     return DecoderNetwork(
         spec=spec,
         device=weights.device,
@@ -110,7 +109,7 @@ def build(raw: RawConfig, spec: ModelSpec, weights: WeightReader) -> DecoderNetw
         embedding=embedding,
         blocks=tuple(_block(config, weights, f"{base}.layers.{i}", g) for i, g in enumerate(config.groups)),
         norm=_norm(config, weights, f"{base}.norm"),
-        head=Linear(embedding) if config.tied else read_linear(weights, head, [config.vocab_size], config.hidden),
+        head=read_head(weights, f"{config.prefix}lm_head", embedding, tied=config.tied),
         ropes={group: _rope(raw, config, group, weights.device) for group in sorted(set(config.groups))},
         embedding_scale=float(torch.tensor(config.hidden**0.5).to(weights.dtype)),
     )
@@ -139,6 +138,7 @@ def _block(config: GemmaConfig, weights: WeightReader, prefix: str, group: str) 
         heads=heads,
         scale=config.scale,
         window_tokens=config.window if group == _SLIDING else None,
+        kernels=weights.kernels,
         qkv=read_linear(weights, [f"{attention}.{x}_proj" for x in "qkv"], [width, kv_width, kv_width], hidden),
         out=read_linear(weights, [f"{attention}.o_proj"], [hidden], width),
         q_norm=_norm(config, weights, f"{attention}.q_norm", heads.head_dim),
@@ -156,7 +156,7 @@ def _block(config: GemmaConfig, weights: WeightReader, prefix: str, group: str) 
 
 def _norm(config: GemmaConfig, weights: WeightReader, name: str, width: int | None = None) -> RmsNorm:
     """Stored as the difference from one."""
-    return RmsNorm(1.0 + weights.take(f"{name}.weight", (width or config.hidden,), torch.float32), config.eps)
+    return read_norm(weights, name, width or config.hidden, config.eps, centred=True)
 
 
 def _ignorable(raw: RawConfig, name: str) -> bool:

@@ -13,10 +13,10 @@ from prfaas.model.families._moe import ExpertNames, MoeConfig, parse_moe, read_m
 from prfaas.model.family import Family, Outline, RawConfig
 from prfaas.model.layers.delta import DeltaCore, DeltaShape
 from prfaas.model.layers.kda import ForgetGate, KimiDeltaAttention
-from prfaas.model.layers.linear import Linear, read_linear
+from prfaas.model.layers.linear import Linear, read_head, read_linear
 from prfaas.model.layers.mla import LatentShape
 from prfaas.model.layers.mlp import read_mlp
-from prfaas.model.layers.norm import GatedRmsNorm, RmsNorm
+from prfaas.model.layers.norm import GatedRmsNorm, RmsNorm, read_norm
 from prfaas.model.network import Block, DecoderNetwork, FeedForward, Mixer
 from prfaas.model.weights import WeightReader
 from prfaas.modelspec import CacheGroup, DType, GroupKind, ModelSpec, TensorSpec
@@ -116,7 +116,7 @@ def build(raw: RawConfig, spec: ModelSpec, weights: WeightReader) -> DecoderNetw
         embedding=embedding,
         blocks=tuple(_block(config, weights, i) for i in range(config.num_layers)),
         norm=_norm(config, weights, "model.norm"),
-        head=Linear(embedding) if config.tied else read_linear(weights, ["lm_head"], [config.vocab_size], config.hidden),
+        head=read_head(weights, "lm_head", embedding, tied=config.tied),
         ropes={},
     )
 
@@ -169,7 +169,7 @@ def _delta_attention(config: KimiLinearConfig, weights: WeightReader, prefix: st
         )
     return KimiDeltaAttention(
         group=_STATE,
-        core=DeltaCore(shape, torch.cat(taps).t().contiguous()),
+        core=DeltaCore(shape, torch.cat(taps).t().contiguous(), weights.kernels),
         qkv_beta=read_linear(weights, [f"{prefix}.{x}_proj" for x in "qkvb"], [width, width, width, heads], hidden),
         forget=forget,
         gate=gate,
@@ -179,7 +179,7 @@ def _delta_attention(config: KimiLinearConfig, weights: WeightReader, prefix: st
 
 
 def _norm(config: KimiLinearConfig, weights: WeightReader, name: str) -> RmsNorm:
-    return RmsNorm(weights.take(f"{name}.weight", (config.hidden,), torch.float32), config.eps)
+    return read_norm(weights, name, config.hidden, config.eps)
 
 
 FAMILY = Family(

@@ -14,9 +14,9 @@ import torch
 from prfaas.model.config_reader import ConfigReader
 from prfaas.model.family import Family, GgufDialect, Outline, RawConfig
 from prfaas.model.layers.gqa import GroupedQueryAttention, HeadShape
-from prfaas.model.layers.linear import Linear, read_linear
+from prfaas.model.layers.linear import read_head, read_linear
 from prfaas.model.layers.mlp import read_mlp
-from prfaas.model.layers.norm import RmsNorm
+from prfaas.model.layers.norm import RmsNorm, read_norm
 from prfaas.model.layers.rope import Rope, read_frequencies
 from prfaas.model.network import Block, DecoderNetwork
 from prfaas.model.weights import WeightReader
@@ -91,7 +91,7 @@ def build(raw: RawConfig, spec: ModelSpec, weights: WeightReader) -> DecoderNetw
         embedding=embedding,
         blocks=tuple(_block(config, weights, f"model.layers.{i}") for i in range(config.num_layers)),
         norm=_norm(config, weights, "model.norm"),
-        head=Linear(embedding) if config.tied else read_linear(weights, ["lm_head"], [config.vocab_size], config.hidden),
+        head=read_head(weights, "lm_head", embedding, tied=config.tied),
         ropes={"rope": Rope(frequencies.values, magnitude=frequencies.magnitude)},
     )
 
@@ -105,6 +105,7 @@ def _block(config: LlamaConfig, weights: WeightReader, prefix: str) -> Block:
         heads=heads,
         scale=heads.head_dim**-0.5,
         window_tokens=None,
+        kernels=weights.kernels,
         qkv=read_linear(
             weights,
             [f"{attention}.{x}_proj" for x in "qkv"],
@@ -123,7 +124,7 @@ def _block(config: LlamaConfig, weights: WeightReader, prefix: str) -> Block:
 
 
 def _norm(config: LlamaConfig, weights: WeightReader, name: str) -> RmsNorm:
-    return RmsNorm(weights.take(f"{name}.weight", (config.hidden,), torch.float32), config.eps)
+    return read_norm(weights, name, config.hidden, config.eps)
 
 
 def _ignorable(raw: RawConfig, name: str) -> bool:

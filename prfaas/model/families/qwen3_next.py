@@ -41,7 +41,7 @@ def _read_projection(weights: WeightReader, prefix: str, config: HybridConfig) -
         *big.view(heads, sum(sizes), hidden).split_with_sizes(sizes, dim=1),
         *small.view(heads, 2 * per_head, hidden).split_with_sizes((per_head, per_head), dim=1),
     ]
-    return Linear(torch.cat([part.flatten(0, 1) for part in parts]))
+    return Linear(torch.cat([part.flatten(0, 1) for part in parts]), None, weights.kernels)
 
 
 FAMILY = Family(

@@ -12,7 +12,7 @@ import torch
 
 from prfaas.model.api import LayerCache
 from prfaas.model.kernels.conv import convolve_chunk, convolve_step
-from prfaas.model.kernels.delta_rule import delta_chunks, delta_step
+from prfaas.model.kernels.kernel_set import DeltaRun, Kernels
 from prfaas.model.step import StateAccess, StateSpan
 
 _L2_EPS = 1e-6
@@ -49,6 +49,7 @@ class DeltaCore:
 
     shape: DeltaShape
     conv_weight: torch.Tensor
+    kernels: Kernels
 
     def __call__(self, inputs: DeltaInputs, access: StateAccess, cache: LayerCache) -> torch.Tensor:
         """Advance the states and return [T, Hv, dv] float32."""
@@ -66,27 +67,26 @@ class DeltaCore:
 
     def _decode(self, inputs: DeltaInputs, access: StateAccess, cache: LayerCache) -> torch.Tensor:
         history = cache["conv"][access.decode_slots]
-        state = cache["recurrent"][access.decode_slots]
+        runs = [DeltaRun(slot, i, i + 1) for i, slot in enumerate(access.decode_slots.tolist())]
         for member in access.decode_fresh:
             history[member] = 0
-            state[member] = 0
+            cache["recurrent"][runs[member].slot].zero_()
         mixed, history = convolve_step(inputs.qkv, history, self.conv_weight)
-        query, key, value = self._heads(mixed)
-        out = delta_step(query, key, value, inputs.decay, inputs.beta, state)
         cache["conv"].index_copy_(0, access.decode_slots, history.to(cache["conv"].dtype))
-        cache["recurrent"].index_copy_(0, access.decode_slots, state)
-        return out
+        query, key, value = self._heads(mixed)
+        return self.kernels.delta(query, key, value, inputs.decay, inputs.beta, cache["recurrent"], runs)
 
     def _prefill(self, inputs: DeltaInputs, span: StateSpan, cache: LayerCache) -> torch.Tensor:
         rows = slice(span.start, span.stop)
-        history, state = cache["conv"][span.slot], cache["recurrent"][span.slot]
+        history = cache["conv"][span.slot]
         if span.fresh:
             history.zero_()
-            state.zero_()
+            cache["recurrent"][span.slot].zero_()
         mixed, last = convolve_chunk(inputs.qkv[rows], history, self.conv_weight)
         history.copy_(last)
         query, key, value = self._heads(mixed)
-        return delta_chunks(query, key, value, inputs.decay[rows], inputs.beta[rows], state)
+        runs = [DeltaRun(span.slot, 0, rows.stop - rows.start)]
+        return self.kernels.delta(query, key, value, inputs.decay[rows], inputs.beta[rows], cache["recurrent"], runs)
 
     def _heads(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Split convolved rows [n, conv_dim] into float32 heads; queries and keys have unit length, queries are scaled

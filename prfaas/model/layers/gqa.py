@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from prfaas.model.api import LayerCache
-from prfaas.model.kernels.attention import attend_decode, attend_prefill
+from prfaas.model.kernels.attention import attend_prefill
+from prfaas.model.kernels.kernel_set import Kernels
 from prfaas.model.layers.linear import Linear
 from prfaas.model.layers.norm import RmsNorm
 from prfaas.model.step import PagedAccess, StepContext
@@ -34,6 +35,7 @@ class GroupedQueryAttention:
     heads: HeadShape
     scale: float
     window_tokens: int | None
+    kernels: Kernels
     qkv: Linear
     out: Linear
     q_norm: RmsNorm | None = None
@@ -89,12 +91,10 @@ class GroupedQueryAttention:
     ) -> torch.Tensor:
         if step.all_decode and len(access.decodes) == 1:
             batch = access.decodes[0]
-            return attend_decode(query, batch.read(cache["k"]), batch.read(cache["v"]), batch.bias, self.scale)
+            return self.kernels.attend(query, cache["k"], cache["v"], batch, self.scale)
         mixed = query.new_empty(query.shape)
         for batch in access.decodes:
-            mixed[batch.rows] = attend_decode(
-                query[batch.rows], batch.read(cache["k"]), batch.read(cache["v"]), batch.bias, self.scale
-            )
+            mixed[batch.rows] = self.kernels.attend(query[batch.rows], cache["k"], cache["v"], batch, self.scale)
         for span in access.prefills:
             rows = slice(span.start, span.stop)
             past_key, past_value = span.read_past(cache["k"]), span.read_past(cache["v"])

@@ -18,9 +18,6 @@ class Activation(StrEnum):
     SILU = "silu"
     GELU_TANH = "gelu_pytorch_tanh"
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.silu(x) if self is Activation.SILU else F.gelu(x, approximate="tanh")
-
 
 @dataclass(frozen=True, slots=True)
 class GatedMlp:
@@ -31,8 +28,11 @@ class GatedMlp:
     activation: Activation = Activation.SILU
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(self.activation(gate) * up)
+        both = self.gate_up(x)
+        if self.activation is Activation.SILU:
+            return self.down(self.gate_up.kernels.silu_gate(both))
+        gate, up = both.chunk(2, dim=-1)
+        return self.down(F.gelu(gate, approximate="tanh") * up)
 
 
 def read_mlp(weights: WeightReader, prefix: str, hidden: int, inner: int, activation: Activation = Activation.SILU) -> GatedMlp:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from prfaas.model.kernels.kernel_set import Kernels
+from prfaas.model.weights import WeightReader
+
 
 @dataclass(frozen=True, slots=True)
 class RmsNorm:
@@ -14,9 +17,16 @@ class RmsNorm:
 
     weight: torch.Tensor
     eps: float
+    kernels: Kernels
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+        return self.kernels.rms_norm(x, self.weight, self.eps)
+
+
+def read_norm(weights: WeightReader, name: str, width: int, eps: float, *, centred: bool = False) -> RmsNorm:
+    """Read NAME.weight in float32; `centred` weights are stored as the difference from one."""
+    weight = weights.take(f"{name}.weight", (width,), torch.float32)
+    return RmsNorm(1.0 + weight if centred else weight, eps, weights.kernels)
 
 
 @dataclass(frozen=True, slots=True)
