@@ -19,6 +19,7 @@ from prfaas.cli.stop_signal import StopSignal
 from prfaas.cli.system import System
 from prfaas.clock import MonotonicClock
 from prfaas.config import cache_dir
+from prfaas.log import configure_logging
 
 WATCH_S = 0.2
 
@@ -39,6 +40,7 @@ def serve_until_stopped(
 
     Raises PrfaasError when it cannot start; everything that was started is ended first.
     """
+    configure_logging("serve", "WARNING")
     clock = MonotonicClock()
     counts = Counts(**request.counts) if request.counts is not None else None
     deployment = build_deployment(file=request.file, counts=counts, flags=request.flags)
@@ -76,4 +78,7 @@ def serve_until_stopped(
 
 def num_cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every platform
+        return os.cpu_count() or 1
