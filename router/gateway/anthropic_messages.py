@@ -17,7 +17,7 @@ from prfaas.errors import PrfaasError
 from prfaas.types import FinishReason
 from router.gateway.anthropic_ask import count_ask, messages_ask
 from router.gateway.anthropic_schema import CountRequest, MessagesRequest
-from router.gateway.chat import ChatRun, count_chat_tokens, start_chat
+from router.gateway.chat import ChatRun, chat_prompt_tokens, start_chat
 from router.gateway.core import GatewayCore
 from router.gateway.errors import anthropic_error
 from router.gateway.facts import report, route_header, wants_report
@@ -50,7 +50,7 @@ def anthropic_routes(core: GatewayCore) -> APIRouter:
 
     @router.post("/v1/messages/count_tokens", response_class=JSONResponse)
     async def count_tokens(body: CountRequest) -> JSONResponse:
-        return JSONResponse({"input_tokens": await count_chat_tokens(core, count_ask(body))})
+        return JSONResponse({"input_tokens": len(await chat_prompt_tokens(core, count_ask(body)))})
 
     return router
 

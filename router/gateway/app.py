@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from prfaas.clock import Clock
 from prfaas.config import RouterSettings
-from prfaas.errors import PrfaasError
+from prfaas.errors import ConfigError, PrfaasError
 from prfaas.metrics import MetricSet
 from prfaas.text import TextModel
 from router.api import FleetReader, Pipeline
@@ -22,11 +23,13 @@ from router.gateway.encoder import Encoder
 from router.gateway.entrance import Entrance
 from router.gateway.errors import error_body_for
 from router.gateway.gate import Gate
+from router.gateway.keys import Keys
 from router.gateway.openai_chat import chat_routes
 from router.gateway.openai_completions import completion_routes
 from router.gateway.problem import Problem, problem_of, problem_of_validation
 from router.gateway.responses import responses_routes
 from router.gateway.status import status_routes
+from router.gateway.tokens import token_routes
 from router.gateway.visit import visit_of
 
 
@@ -55,14 +58,36 @@ def create_app(
         encoder.close()
 
     app = FastAPI(title="prfaas", summary="OpenAI-compatible inference over disaggregated prefill", lifespan=lifespan)
-    app.add_middleware(Entrance, gate=door, metrics=metrics, clock=clock, max_body_bytes=settings.limits.max_body_bytes)
+    limit = settings.limits.max_body_bytes
+    app.add_middleware(Entrance, gate=door, keys=_keys(settings, clock), metrics=metrics, clock=clock, max_body_bytes=limit)
     _add_error_handlers(app)
     app.include_router(chat_routes(core))
     app.include_router(completion_routes(core))
     app.include_router(responses_routes(core))
     app.include_router(anthropic_routes(core))
+    app.include_router(token_routes(core))
     app.include_router(status_routes(core))
     return app
+
+
+def _keys(settings: RouterSettings, clock: Clock) -> Keys | None:
+    """API keys, or None where none are needed. Raises ConfigError when they are needed and no file is named."""
+    wanted = settings.api_keys_file is not None or not _is_loopback(settings.host)
+    if not (wanted if settings.require_auth is None else settings.require_auth):
+        return None
+    if settings.api_keys_file is None:
+        raise ConfigError(
+            f"the router is to serve {settings.host}, which others can reach: name an api_keys_file, "
+            "or set require_auth: false if something in front of it checks who calls"
+        )
+    return Keys(settings.api_keys_file, clock)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -153,13 +153,16 @@ async def start_chat(core: GatewayCore, ask: ChatAsk, visit: Visit, request_id: 
     if thinks(template) and grammar is None:  # a grammar leaves no room for thinking
         thinking = prompt_opens_thinking(prompt)
         parsers = [ThinkingParser(parser, thinking=thinking) for parser in parsers]
-    return ChatRun(Generation(core, request, stops=ask.stops, watch=watch, keep=keep), parsers, ask.tools)
+    generation = Generation(core, request, stops=ask.stops, watch=watch, keep=keep)
+    visit.meters.append(generation)
+    return ChatRun(generation, parsers, ask.tools)
 
 
-async def count_chat_tokens(core: GatewayCore, ask: ChatAsk) -> int:
-    """Tokens of the prompt that this request would have."""
+async def chat_prompt_tokens(core: GatewayCore, ask: ChatAsk) -> tuple[int, ...]:
+    """The prompt that this request would have. Raises as `start_chat`, apart from lengths."""
     check_model(core, ask.model)
-    return len((await _encode(core, ask))[1])
+    check_count("messages", len(ask.messages), core.settings.limits.max_messages)
+    return (await _encode(core, ask))[1]
 
 
 async def _encode(core: GatewayCore, ask: ChatAsk) -> tuple[str, tuple[int, ...]]:

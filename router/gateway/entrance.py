@@ -17,12 +17,20 @@ from prfaas.log import logger
 from prfaas.metrics import REQUESTS, MetricSet
 from router.gateway.errors import error_body_for
 from router.gateway.gate import Gate
+from router.gateway.keys import Keys
 from router.gateway.problem import Problem, problem_of
 from router.gateway.sse import dump
 from router.gateway.visit import STATE_KEY, Visit, visit_from_headers
 
 GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"})
+# Places that need no key: probes, scrapes, and the page's own files, which hold nothing of the deployment.
+OPEN = frozenset({"/health", "/metrics", "/", "/openapi.json"})
 log = logger(__name__)
+
+
+def is_open(path: str) -> bool:
+    """Whether a path may be asked without a key."""
+    return path in OPEN or path.startswith("/static/")
 
 
 class BodyTooLarge(PrfaasError):
@@ -35,9 +43,12 @@ class BodyTooLarge(PrfaasError):
 class Entrance:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, *, gate: Gate, metrics: MetricSet, clock: Clock, max_body_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, gate: Gate, keys: Keys | None, metrics: MetricSet, clock: Clock, max_body_bytes: int
+    ) -> None:
         self._app = app
         self._gate = gate
+        self._keys = keys
         self._metrics = metrics
         self._clock = clock
         self._max_body_bytes = max_body_bytes
@@ -52,6 +63,10 @@ class Entrance:
         generating = scope["method"] == "POST" and scope["path"] in GENERATING
         door = _Door(send, visit)
         try:
+            if self._keys is not None and not is_open(scope["path"]):
+                visit.caller = self._keys.caller(headers)
+                if generating:
+                    visit.caller.admit()
             with self._gate.enter() if generating else nullcontext():
                 await self._app(scope, _Bounded(receive, headers, self._max_body_bytes).receive, door.send)
         except PrfaasError as error:
@@ -64,6 +79,7 @@ class Entrance:
             await door.refuse(problem, scope["path"])
         finally:
             if generating:
+                visit.charge()
                 self._metrics.inc(REQUESTS, outcome=visit.outcome, reason=visit.reason)
 
 

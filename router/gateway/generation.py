@@ -66,6 +66,17 @@ class Generation:
         return Usage(len(self.request.tokens), sum(sample.num_tokens for sample in self._samples), cached)
 
     @property
+    def used_tokens(self) -> int:
+        """Prompt and generated tokens, for charging; nothing before a route was found."""
+        usage = self.usage
+        return usage.prompt_tokens + usage.completion_tokens if self.decision is not None else 0
+
+    @property
+    def egress_bytes(self) -> int:
+        """KV cache bytes that crossed between datacenters for this prompt."""
+        return self.report.kv_bytes if self.report is not None and self.report.route is Route.REMOTE else 0
+
+    @property
     def route(self) -> Route | None:
         """Where the prompt was in fact prefilled, or is to be, as far as is known."""
         if self.report is not None:

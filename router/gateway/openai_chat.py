@@ -18,10 +18,11 @@ from router.gateway.generation import Routed
 from router.gateway.logprobs import chat_logprobs
 from router.gateway.openai_ask import chat_ask, not_applied
 from router.gateway.openai_schema import ChatRequest
-from router.gateway.openai_wire import chat_finish_reason, late_error, usage_object
+from router.gateway.openai_wire import chat_finish_reason, late_error, token_ids, usage_object
 from router.gateway.parsers.api import CallArguments, CallStart, Piece, ReasoningPiece, TextPiece
 from router.gateway.prompt import new_id
 from router.gateway.reply import EventSink, JsonReply, StreamReply
+from router.gateway.sample import Ending
 from router.gateway.sse import DONE, data
 from router.gateway.visit import visit_of
 
@@ -52,7 +53,7 @@ class _Message:
         self.reasoning: list[str] = []
         self.calls: list[dict[str, Any]] = []
         self.tokens: list[TokenOutput] = []
-        self.finish_reason: str | None = None
+        self.ending: Ending | None = None
 
     def add(self, piece: Piece) -> None:
         match piece:
@@ -104,17 +105,20 @@ class _ChatCompletion:
                 for piece in event.pieces:
                     message.add(piece)
                 if event.ending is not None:
-                    message.finish_reason = chat_finish_reason(self._run, event.index, event.ending)
+                    message.ending = event.ending
         choices = [
             {
                 "index": index,
                 "message": message.document(),
                 "logprobs": self._logprobs(message.tokens),
-                "finish_reason": message.finish_reason,
+                "finish_reason": chat_finish_reason(self._run, index, message.ending),
+                **self._ids(message.tokens, message.ending),
             }
             for index, message in enumerate(messages)
         ]
         document = {**self._head, "object": "chat.completion", "choices": choices, "usage": self._usage(), **self._report()}
+        if self._body.return_token_ids:
+            document["prompt_token_ids"] = list(self._run.generation.request.tokens)
         if self._body.metadata is not None:
             document["metadata"] = self._body.metadata
         return document, headers
@@ -138,20 +142,24 @@ class _ChatCompletion:
         if delta.index not in self._started:
             self._started.add(delta.index)
             events += self._chunk(delta.index, {"role": "assistant", "content": ""})
-        pieces = [_piece_delta(piece) for piece in delta.pieces] or ([{}] if tokens and self._body.logprobs else [])
+        wanted = self._body.logprobs or self._body.return_token_ids
+        pieces = [_piece_delta(piece) for piece in delta.pieces] or ([{}] if tokens and wanted else [])
         for piece in pieces:
             events += self._chunk(delta.index, piece, tokens=tokens)
             tokens = ()
         if delta.ending is not None:
-            events += self._chunk(delta.index, {}, finish=chat_finish_reason(self._run, delta.index, delta.ending))
+            events += self._chunk(delta.index, {}, ending=delta.ending)
         return events
 
     def _chunk(
-        self, index: int, delta: dict[str, Any], *, tokens: Sequence[TokenOutput] = (), finish: str | None = None
+        self, index: int, delta: dict[str, Any], *, tokens: Sequence[TokenOutput] = (), ending: Ending | None = None
     ) -> bytes:
         logprobs = self._logprobs(tokens) if tokens else None
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, **self._ids(tokens, ending)}
+        choice["finish_reason"] = chat_finish_reason(self._run, index, ending)
         chunk = {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+        if "role" in delta and self._body.return_token_ids:
+            chunk["prompt_token_ids"] = list(self._run.generation.request.tokens)
         if self._with_usage:
             chunk["usage"] = None
         return data(chunk)
@@ -161,6 +169,9 @@ class _ChatCompletion:
 
     def _report(self) -> dict[str, Any]:
         return {"prfaas": report(self._run.generation)} if self._with_report else {}
+
+    def _ids(self, tokens: Sequence[TokenOutput], ending: Ending | None) -> dict[str, Any]:
+        return {"token_ids": token_ids(tokens, ending)} if self._body.return_token_ids else {}
 
     def _logprobs(self, tokens: Sequence[TokenOutput]) -> dict[str, Any] | None:
         if not self._body.logprobs:

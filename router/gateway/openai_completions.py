@@ -19,7 +19,7 @@ from router.gateway.generation import Generation, Routed
 from router.gateway.logprobs import CompletionLogprobs, joined
 from router.gateway.merge import run_all
 from router.gateway.openai_schema import CompletionRequest
-from router.gateway.openai_wire import finish_reason, late_error, usage_object
+from router.gateway.openai_wire import finish_reason, late_error, token_ids, usage_object
 from router.gateway.prompt import generation_request, new_id
 from router.gateway.reply import EventSink, JsonReply, StreamReply
 from router.gateway.sample import Delta, Ending
@@ -89,6 +89,7 @@ async def _prepare(core: GatewayCore, body: CompletionRequest, visit: Visit) -> 
             priority=body.priority or 0,
         )
         generations.append(Generation(core, request, stops=stops, watch=watch.copy()))
+    visit.meters += generations
     return generations
 
 
@@ -116,6 +117,8 @@ class _Choice:
         self._generation = generation
         self._echo = core.text.decode(generation.request.tokens) if body.echo else None
         self._logprobs = CompletionLogprobs(core.text.vocabulary) if body.logprobs is not None else None
+        self._with_ids = bool(body.return_token_ids)
+        self._starts = True
         self.ending: Ending | None = None
         self.tokens: list[TokenOutput] = []
         self.text: list[str] = []
@@ -139,7 +142,13 @@ class _Choice:
             new = self._logprobs.of(tokens)
             lists = new if lists is None else joined(lists, new)
         finish = finish_reason(self.ending) if self.ending is not None else None
-        return {"index": index, "text": text, "logprobs": lists, "finish_reason": finish}
+        choice = {"index": index, "text": text, "logprobs": lists, "finish_reason": finish}
+        if self._with_ids:
+            choice["token_ids"] = token_ids(tokens, self.ending)
+            if self._starts:
+                choice["prompt_token_ids"] = list(self._generation.request.tokens)
+        self._starts = False
+        return choice
 
     def score(self) -> float:
         """Mean log-probability per token, by which best_of ranks."""

@@ -48,6 +48,7 @@ class SamplingFields(Body):
     ignore_eos: bool | None = None
     cache_salt: str | None = Field(default=None, max_length=256, description="Prefixes are shared only under equal salts")
     priority: Annotated[int, Field(ge=-1000, le=1000)] | None = Field(default=None, description="Lower runs first")
+    return_token_ids: bool | None = Field(default=None, description="Add prompt_token_ids, and token_ids to every choice")
     prfaas_report: bool | None = Field(default=None, description="Add an object saying how the request was served")
 
 

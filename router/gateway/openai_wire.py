@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prfaas.errors import PrfaasError
-from prfaas.types import FinishReason, Usage
+from prfaas.types import FinishReason, TokenOutput, Usage
 from router.gateway.chat import ChatRun
 from router.gateway.errors import openai_error
 from router.gateway.problem import problem_of
@@ -34,12 +34,21 @@ def finish_reason(ending: Ending) -> str:
     return "length" if ending.reason is FinishReason.LENGTH else "stop"
 
 
-def chat_finish_reason(run: ChatRun, index: int, ending: Ending) -> str:
-    """As `finish_reason`, and `tool_calls` for a sample that ended well after calling tools of its own choice."""
+def chat_finish_reason(run: ChatRun, index: int, ending: Ending | None) -> str | None:
+    """As `finish_reason`, and `tool_calls` for a sample that ended well after calling tools of its own choice; None for
+    one that goes on."""
+    if ending is None:
+        return None
     reason = finish_reason(ending)
     if reason == "stop" and run.called(index) and run.tools.mode is not ToolMode.NAMED:
         return "tool_calls"
     return reason
+
+
+def token_ids(tokens: Sequence[TokenOutput], ending: Ending | None) -> list[int]:
+    """Ids behind a text, and the stop token that ended it."""
+    ids = [output.token_id for output in tokens]
+    return [*ids, ending.token_id] if ending is not None and ending.token_id is not None else ids
 
 
 def late_error(visit: Visit) -> Callable[[PrfaasError], bytes]:

@@ -25,7 +25,12 @@ def generation_request(
     cache_salt: str = "",
     priority: int = 0,
 ) -> GenerationRequest:
-    """The request as the pipeline takes it. The deadline counts from the request's arrival."""
+    """The request as the pipeline takes it. The deadline counts from the request's arrival; a key's name and priority go
+    before what the body says of itself."""
+    caller = visit.caller
+    if caller is not None:
+        caller.check_model(core.settings.served_model_name)
+        priority += caller.entry.priority
     spent_s = core.clock.now_s() - visit.arrived_s
     return GenerationRequest(
         request_id=RequestId(request_id),
@@ -33,7 +38,7 @@ def generation_request(
         tokens=tokens,
         sampling=sampling,
         priority=priority,
-        tenant=tenant,
+        tenant=visit.tenant or tenant,
         cache_salt=cache_salt,
         deadline_s=max(0.001, core.settings.limits.request_timeout_s - spent_s),
         trace_parent=visit.trace_parent,

@@ -39,7 +39,7 @@ def responses_routes(core: GatewayCore) -> APIRouter:
     @router.post("/v1/responses", response_class=Response)
     async def create_response(body: ResponsesRequest, request: Request) -> Response:
         visit = visit_of(request)
-        tenant = body.user or ""
+        tenant = visit.tenant or body.user or ""
         earlier = store.get(body.previous_response_id, tenant).messages if body.previous_response_id else ()
         ask = responses_ask(core, body, earlier, tenant)
         run = await start_chat(core, ask, visit, new_id("resp").replace("-", "_"))
@@ -51,12 +51,12 @@ def responses_routes(core: GatewayCore) -> APIRouter:
         return StreamReply(reply.stream, keepalive_s=keepalive_s, limit_s=limit_s, late=reply.late_error(visit))
 
     @router.get("/v1/responses/{response_id}", response_class=JSONResponse)
-    async def get_response(response_id: str, user: str = "") -> JSONResponse:
-        return JSONResponse(store.get(response_id, user).document)
+    async def get_response(response_id: str, request: Request, user: str = "") -> JSONResponse:
+        return JSONResponse(store.get(response_id, visit_of(request).tenant or user).document)
 
     @router.delete("/v1/responses/{response_id}", response_class=JSONResponse)
-    async def delete_response(response_id: str, user: str = "") -> JSONResponse:
-        store.delete(response_id, user)
+    async def delete_response(response_id: str, request: Request, user: str = "") -> JSONResponse:
+        store.delete(response_id, visit_of(request).tenant or user)
         return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
     return router

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 from uuid import uuid4
 
 from starlette.requests import Request
 from starlette.types import Scope
 
 from prfaas.errors import PrfaasError, RequestCancelled
+from router.gateway.keys import Caller
 
 STATE_KEY = "prfaas_visit"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACE_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+
+class Metered(Protocol):
+    """Something whose use can be read off at any time."""
+
+    @property
+    def used_tokens(self) -> int: ...
+
+    @property
+    def egress_bytes(self) -> int: ...
 
 
 @dataclass(slots=True)
@@ -24,7 +36,20 @@ class Visit:
     trace_parent: str  # W3C trace context, empty if none or malformed
     arrived_s: float
     outcome: str = "finished"  # finished, rejected, failed, cancelled
-    reason: str = "ok"  # a finish reason or an error code
+    reason: str = "ok"  # or an error code
+    caller: Caller | None = None  # None where no key is required
+    meters: list[Metered] = field(default_factory=list)  # what the request runs, for charging the caller
+
+    @property
+    def tenant(self) -> str:
+        """The key's name; empty without keys."""
+        return self.caller.entry.name if self.caller is not None else ""
+
+    def charge(self) -> None:
+        """Charge the caller for what was used, however the request ended."""
+        if self.caller is not None:
+            tokens = sum(meter.used_tokens for meter in self.meters)
+            self.caller.charge(tokens=tokens, egress_bytes=sum(meter.egress_bytes for meter in self.meters))
 
     def fail(self, error: PrfaasError) -> None:
         """Note that the request ends with this error."""
