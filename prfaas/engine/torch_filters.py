@@ -8,8 +8,8 @@ import torch
 
 from prfaas.types import SamplingParams
 
-# Nuclei are nearly always smaller than this; a row whose nucleus is larger is sorted whole.
-_NUCLEUS_GUESS = 256
+# Most nuclei that get here are smaller than this; a row whose nucleus is larger is sorted whole.
+_NUCLEUS_GUESS = 4096
 
 
 def truncate_(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:

@@ -160,8 +160,8 @@ def test_truncation_keeps_the_right_number_of_tokens(params: SamplingParams, kep
 
 
 def test_a_nucleus_wider_than_the_first_guess_is_found_exactly() -> None:
-    logits = torch.zeros(1, 2000)
-    logits[0, :1000] = torch.linspace(0.2, 0.1, 1000)
+    logits = torch.zeros(1, 20_000)
+    logits[0, :10_000] = torch.linspace(0.2, 0.1, 10_000)
     kept = truncate_(logits.clone(), [SamplingParams(top_p=0.5)])[0].isfinite()
     probabilities = torch.softmax(logits[0].double(), 0)
     assert float(probabilities[kept].sum()) >= 0.5
