@@ -9,14 +9,14 @@ every STATE group has a snapshot at exactly l'. Blocks after which nobody can re
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prfaas.cache.lease import ABSENT, Lease, Move, Snapshot
 from prfaas.cache.pool import PoolCounts
 from prfaas.cache.store import PrefixStore
 from prfaas.cache.tree import Node
 from prfaas.modelspec import CacheGroup, CacheSpec, GroupKind
-from prfaas.types import BlockHash, CacheEvent, CacheEventKind
+from prfaas.types import BlockHash, CacheEvent, CacheEventKind, CacheTier
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,15 @@ class Opened:
 class HybridCache:
     """All groups of one engine. Every method either does the whole thing or nothing."""
 
-    def __init__(self, spec: CacheSpec, sizes: Mapping[str, int], *, max_chunk_tokens: int, reuse: bool = True) -> None:
+    def __init__(
+        self,
+        spec: CacheSpec,
+        sizes: Mapping[str, int],
+        *,
+        max_chunk_tokens: int,
+        reuse: bool = True,
+        host_sizes: Mapping[str, int] | None = None,
+    ) -> None:
         """`sizes`: blocks or slots of each group. `reuse` False publishes and matches nothing."""
         self.spec = spec
         self.reuse = reuse
@@ -56,7 +64,7 @@ class HybridCache:
         self._state = tuple(g.name for g in spec.groups if g.kind is GroupKind.STATE)
         self._max_chunk_tokens = max_chunk_tokens
         self._quota_left = {g.name: sizes[g.name] for g in self._sliding}
-        self._store = PrefixStore(spec, sizes)
+        self._store = PrefixStore(spec, sizes, host_sizes or {})
         self._pools = self._store.pools
 
     # Looking
@@ -129,6 +137,37 @@ class HybridCache:
         }
         return Opened(Lease(tables, slots, quotas, starts, torn, list(path)), moves)
 
+    def match_host(self, names: Sequence[BlockHash], num_tokens: int) -> int:
+        """As `match`, with host memory filling in from where the device's part of the prefix ends, and for the states."""
+        path, host = self._path(names, num_tokens), self._store.host
+        if not self.reuse or host.empty:
+            return 0
+        known, limit = len(path), max(0, num_tokens - 1) // self._block_tokens
+        while known < min(limit, len(names)) and all(host.has(name, names[known]) for name in self._full):
+            known += 1
+        return next((depth for depth in range(known, 0, -1) if self._can_restore(path, names, depth)), 0)
+
+    def restore(self, names: Sequence[BlockHash], depth: int, demand: Demand) -> Opened | None:
+        """As `open` with a hit of `match_host`: what the device lacks of the first `depth` blocks comes from the host."""
+        num_tokens, host = depth * self._block_tokens, self._store.host
+        held = self._device_part(self._store.tree.path(names[:depth]), num_tokens)
+        opened = self.open(names, len(held), replace(demand, window_from=num_tokens, resume=False))
+        if opened is None:
+            return None
+        lease = opened.lease
+        if not self.grow(lease, max(demand.full_tokens, num_tokens)):
+            self.close(lease)
+            return None
+        moves: list[Move] = []
+        for name, table in lease.tables.items():
+            for index in range(max(len(held), lease.window_starts.get(name, 0)), depth):
+                moves.append(Move(name, host.load(name, names[index]), table[index], source_tier=CacheTier.HOST))
+        for name, slot in lease.slots.items():
+            moves.append(Move(name, host.load(name, names[depth - 1]), slot, source_tier=CacheTier.HOST))
+        for move in moves:
+            self._pools[move.group].use(move.target)
+        return Opened(lease, tuple(moves))
+
     def grow(self, lease: Lease, num_tokens: int) -> bool:
         """Cover [.., num_tokens) in every table. False, and nothing changed, when blocks are lacking."""
         upto = self._num_blocks(num_tokens)
@@ -182,11 +221,14 @@ class HybridCache:
             node.holders += 1
         return Opened(Lease(tables, slots, quotas, dict(lease.window_starts), lease.torn, list(lease.nodes)), tuple(moves))
 
-    def settle(self, moves: Iterable[Move]) -> None:
-        """These copies have run (or never will): unpin both ends."""
+    def take_saves(self) -> tuple[Move, ...]:
+        """Copies to host memory that must run before the next step."""
+        return self._store.take_saves()
+
+    def settle(self, moves: Iterable[Move], *, ran: bool) -> None:
+        """These copies have run, or never will: unpin both ends."""
         for move in moves:
-            self._pools[move.group].leave(move.source)
-            self._pools[move.group].leave(move.target)
+            self._store.settle(move, ran=ran)
 
     def close(self, lease: Lease) -> None:
         """Give everything back. Published blocks stay cached, the end of the prefix to be evicted first."""
@@ -273,7 +315,7 @@ class HybridCache:
 
     def drop_snapshot(self, snapshot: Snapshot) -> None:
         """Let go of prepared slots; what was not committed becomes free."""
-        self.settle(snapshot.moves)
+        self.settle(snapshot.moves, ran=True)
         for move in snapshot.moves:
             self._pools[move.group].leave(move.target)
 
@@ -297,6 +339,24 @@ class HybridCache:
         if not self.reuse:
             return []
         return self._store.tree.path(names[: max(0, num_tokens - 1) // self._block_tokens])
+
+    def _device_part(self, path: Sequence[Node], num_tokens: int) -> list[Node]:
+        """The part of a path after which everything up to `num_tokens` can come from the host."""
+        part = list(path)
+        while part and not all(self._store.tree.covers_window(part, group, num_tokens) for group in self._sliding):
+            part.pop()
+        return part
+
+    def _can_restore(self, path: Sequence[Node], names: Sequence[BlockHash], depth: int) -> bool:
+        host, num_tokens = self._store.host, depth * self._block_tokens
+        held = self._device_part(path[:depth], num_tokens)
+        if not all(host.has(name, names[depth - 1]) for name in self._state):
+            return False
+        starts = {g.name: g.first_needed_token(num_tokens) // self._block_tokens for g in self._sliding}
+        paged = {**dict.fromkeys(self._full, 0), **starts}
+        return all(
+            host.has(name, names[index]) for name, start in paged.items() for index in range(max(start, len(held)), depth)
+        )
 
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_tokens)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from prfaas.cache.events import EventLog
+from prfaas.cache.host import HostTier
+from prfaas.cache.lease import Move
 from prfaas.cache.pool import BlockPool
 from prfaas.cache.tree import Node, PrefixTree
 from prfaas.modelspec import CacheSpec, GroupKind
@@ -19,13 +21,15 @@ MAX_EVENTS = 4096
 class PrefixStore:
     """Which block of which group holds which named prefix, and which goes next when room is needed."""
 
-    def __init__(self, spec: CacheSpec, sizes: Mapping[str, int]) -> None:
+    def __init__(self, spec: CacheSpec, sizes: Mapping[str, int], host_sizes: Mapping[str, int]) -> None:
         self.pools = {g.name: BlockPool(g.name, sizes[g.name]) for g in spec.groups}
         self.tree = PrefixTree(spec)
         self._full = tuple(g.name for g in spec.groups if g.kind is GroupKind.FULL)
         self._state = tuple(g.name for g in spec.groups if g.kind is GroupKind.STATE)
         self._owners: dict[str, dict[int, Node]] = {g.name: {} for g in spec.groups}
         self._events = EventLog(MAX_EVENTS)
+        self.host = HostTier({g.name: host_sizes.get(g.name, 0) for g in spec.groups}, self._events)
+        self._saves: list[Move] = []  # copies to the host tier that nobody has asked for yet
 
     def take(self, name: str) -> int:
         pool = self.pools[name]
@@ -98,9 +102,27 @@ class PrefixStore:
             self.prune(above)
 
     def name_block(self, node: Node, name: str, block: int) -> None:
+        """`block` of group `name` is the node's from now on; a copy goes to the host tier."""
         self.pools[name].retain(block)
         node.blocks[name] = block
         self._owners[name][block] = node
+        slot = self.host.save(name, node.name)
+        if slot is not None:
+            self.pools[name].use(block)
+            self._saves.append(Move(name, block, slot, target_tier=CacheTier.HOST))
+
+    def take_saves(self) -> tuple[Move, ...]:
+        """Copies to the host tier since the last call; they must run before the next step, and be settled."""
+        saves, self._saves = tuple(self._saves), []
+        return saves
+
+    def settle(self, move: Move, *, ran: bool) -> None:
+        """A copy is over: unpin both of its ends."""
+        for tier, number in ((move.source_tier, move.source), (move.target_tier, move.target)):
+            if tier is CacheTier.HOST:
+                self.host.settle(move.group, number, arrived=ran)
+            else:
+                self.pools[move.group].leave(number)
 
     def _unname(self, node: Node, name: str) -> None:
         block = node.blocks.pop(name)
@@ -124,17 +146,20 @@ class PrefixStore:
             for name in node.blocks:
                 held.setdefault(name, []).append(node.name)
         kind, tier = CacheEventKind.STORED, CacheTier.DEVICE
-        return next_seq, tuple(CacheEvent(max(0, next_seq - 1), kind, n, tier, tuple(h)) for n, h in held.items())
+        device = [CacheEvent(max(0, next_seq - 1), kind, n, tier, tuple(h)) for n, h in held.items()]
+        return next_seq, (*device, *self.host.contents(max(0, next_seq - 1)))
 
     def clear(self) -> None:
         """Forget every cached prefix. What sequences hold stays theirs, but nobody finds it any more."""
         for node in [node for node in self.tree if node.depth == 1]:
             self._cut(node, tell=False)
+        self.host.clear()
         self._events.add(CacheEventKind.CLEARED, "", ())
 
     def check_integrity(self) -> None:
         """Pools, tree and owners agree. Raises AssertionError."""
         self.tree.check_integrity()
+        self.host.check_integrity()
         for name, pool in self.pools.items():
             pool.check_integrity()
             named = {block: node for node in self.tree for group, block in node.blocks.items() if group == name}

@@ -26,7 +26,7 @@ from prfaas.modelspec import ModelSpec
 from prfaas.sched.plan import Drawn, StepPlan, StepResult
 from prfaas.sched.scheduler import Limits, Round, Scheduler
 from prfaas.sched.sequence import Sequence as TokenSequence
-from prfaas.types import BlockHash, FinishReason, GenerationRequest, TokenOutput, Usage
+from prfaas.types import BlockHash, CacheTier, FinishReason, GenerationRequest, TokenOutput, Usage
 
 CoreEvent = tuple[JobId, EngineEvent | PrfaasError]
 
@@ -44,6 +44,7 @@ class EngineCore:
             {name: size.device for name, size in sizes.items()},
             max_chunk_tokens=settings.max_step_tokens,
             reuse=settings.prefix_cache,
+            host_sizes={name: size.host for name, size in sizes.items()},
         )
         limits = Limits(settings.max_running, settings.max_waiting, settings.max_step_tokens, settings.state_snapshot_blocks)
         self.scheduler = Scheduler(self.cache, limits)
@@ -215,6 +216,10 @@ class EngineCore:
             self._step = step
             raise EngineFailed("the backend's result does not answer every row of the plan")
         self.scheduler.complete(step)
+        for sequence in step.admitted:
+            if sequence.restoring:
+                sequence.restoring = False
+                self._cached_ready(self._strands[sequence.sequence_id][0], sequence)
         for share, row in zip(step.shares, plan.rows, strict=True):
             answer = result.rows[row.sequence_id]
             job, strand = self._strands[share.sequence.sequence_id]
@@ -230,9 +235,10 @@ class EngineCore:
         """The step failed: every job in it ends with `error`, and so does every job that it had to prepare copies for."""
         step = self._take_step()
         self.scheduler.fail(step)
-        broken = {(move.group, move.target) for move in step.moves}
+        broken = {(move.group, move.target) for move in step.moves if move.target_tier is CacheTier.DEVICE}
+        touched = {*step.admitted, *(share.sequence for share in step.shares)}
         for job in list(self._jobs.values()):
-            in_step = any(strand.sequence in {share.sequence for share in step.shares} for strand in job.strands)
+            in_step = any(strand.sequence in touched for strand in job.strands)
             if in_step or any(_is_built_on(broken, strand) for strand in job.strands):
                 self.cancel(job.job_id, error)
         self._free_leaving(step)
@@ -291,7 +297,11 @@ class EngineCore:
         job.admitted_s, job.cached_tokens = now_s, sequence.cached
         self.totals.prefix_hit += sequence.cached
         self._emit(job, Admitted(sequence.cached, now_s - job.arrival_s))
-        if job.kind is JobKind.EXPORT and sequence.cached:
+        if not sequence.restoring:
+            self._cached_ready(job, sequence)
+
+    def _cached_ready(self, job: Job, sequence: TokenSequence) -> None:
+        if job.kind is JobKind.EXPORT and sequence.cached and job.state is JobState.ACTIVE:
             self._emit(job, LayersReady(0, self.spec.num_layers, 0, sequence.cached))
 
     def _drawn(self, job: Job, strand: Strand, drawn: Sequence[Drawn], now_s: float) -> None:

@@ -140,12 +140,12 @@ class Scheduler:
             if self._cache.grow(admission.held, admission.computed + count):
                 shares.append(self._share(admission, count))
                 budget -= count
-        moves, self._moves = tuple(self._moves), []
+        moves, self._moves = (*self._moves, *self._cache.take_saves()), []
         return Round(tuple(shares), tuple(admitted), tuple(preempted), moves)
 
     def complete(self, step: Round) -> None:
         """The step ran: its tokens are computed, their full blocks can be found, their snapshots resumed from."""
-        self._cache.settle(step.moves)
+        self._cache.settle(step.moves, ran=True)
         for share in step.shares:
             sequence = share.sequence
             sequence.computed += share.num_tokens
@@ -156,7 +156,7 @@ class Scheduler:
 
     def fail(self, step: Round) -> None:
         """The step did not run to its end: nothing of it is kept. Its sequences must leave."""
-        self._cache.settle(step.moves)
+        self._cache.settle(step.moves, ran=False)
         for share in step.shares:
             if share.snapshot is not None:
                 self._cache.drop_snapshot(share.snapshot)
@@ -178,21 +178,26 @@ class Scheduler:
         return head
 
     def _open(self, sequence: Sequence) -> bool:
-        names = sequence.name_blocks()
-        hit = self._cache.match(names, len(sequence.tokens)) if sequence.reuse_prefix else 0
-        # Alone, a sequence must always get in: then a hit that does not fit beside its own room is given up.
-        for held in (hit, 0) if hit and not self._running else (hit,):
+        names, num_tokens = sequence.name_blocks(), len(sequence.tokens)
+        hit = self._cache.match(names, num_tokens) if sequence.reuse_prefix else 0
+        # Copying a block from host memory takes less time than computing it, so whatever the host adds is worth it.
+        deeper = self._cache.match_host(names, num_tokens) if sequence.reuse_prefix else 0
+        choices = [(deeper, True)] if deeper > hit else [(hit, False)]
+        if choices[0][0] and not self._running:
+            choices.append((0, False))  # alone, a sequence must always get in, even if its hit does not fit beside it
+        for held, from_host in choices:
             held_tokens = held * self._block_tokens
             demand = Demand(
-                full_tokens=min(sequence.total_tokens, len(sequence.tokens) + 1),
+                full_tokens=min(sequence.total_tokens, num_tokens + 1),
                 total_tokens=sequence.total_tokens,
                 window_from=held_tokens,
                 resume=True,
                 spare_blocks=len(self._running),
             )
-            opened = self._cache.open(names, held, demand)
+            take = self._cache.restore if from_host else self._cache.open
+            opened = take(names, held, demand)
             if opened is not None:
-                sequence.lease = opened.lease
+                sequence.lease, sequence.restoring = opened.lease, from_host
                 sequence.computed = sequence.cached = held_tokens
                 self._moves.extend(opened.moves)
                 return True

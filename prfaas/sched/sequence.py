@@ -33,6 +33,7 @@ class Sequence:
     preemptible: bool = True
     computed: int = 0
     cached: int = 0
+    restoring: bool = False  # its hit comes from host memory, and is there after the first step
     lease: Lease | None = None
 
     @property

@@ -41,14 +41,15 @@ def tiny_spec(shape: str = "kimi", *, block_tokens: int = 4, context: int = 512,
     return ModelSpec(f"tiny-{shape}", "Emulated", vocab, layers, context, cache, (0,), fingerprint)
 
 
-def pool_sizes(spec: ModelSpec, *, blocks: int = 64, slots: int = 16) -> dict[str, PoolSize]:
-    """The same size for every group of a kind."""
-    return {group.name: PoolSize(slots if group.is_state else blocks) for group in spec.cache.groups}
+def pool_sizes(spec: ModelSpec, *, blocks: int = 64, slots: int = 16, host: int = 0) -> dict[str, PoolSize]:
+    """The same size for every group of a kind; `host` blocks or slots of each group in host memory."""
+    return {group.name: PoolSize(slots if group.is_state else blocks, host) for group in spec.cache.groups}
 
 
-def emulated_backend(spec: ModelSpec, *, blocks: int = 64, slots: int = 16) -> EmulatedBackend:
+def emulated_backend(spec: ModelSpec, *, blocks: int = 64, slots: int = 16, host: int = 0) -> EmulatedBackend:
     """A backend that takes no time and reads everything it attends to."""
-    return EmulatedBackend(spec, pool_sizes(spec, blocks=blocks, slots=slots), INSTANT, sleep=lambda _: None, audit=True)
+    sizes = pool_sizes(spec, blocks=blocks, slots=slots, host=host)
+    return EmulatedBackend(spec, sizes, INSTANT, sleep=lambda _: None, audit=True)
 
 
 def emulated_engine(

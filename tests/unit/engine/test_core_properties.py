@@ -31,13 +31,14 @@ TOKENS = st.lists(st.integers(1, 5), min_size=1, max_size=9)
 
 class EngineMachine(RuleBasedStateMachine):
     shape = "everything"
+    host = 0
 
     def __init__(self) -> None:
         super().__init__()
         self.spec = tiny_spec(self.shape, vocab=40, context=56)
-        self.backend = emulated_backend(self.spec, blocks=BLOCKS, slots=SLOTS)
+        self.backend = emulated_backend(self.spec, blocks=BLOCKS, slots=SLOTS, host=self.host)
         limits = EngineSettings(kind="emulated", max_running=3, max_waiting=4, max_step_tokens=9, state_snapshot_blocks=2)
-        self.core = EngineCore(self.spec, pool_sizes(self.spec, blocks=BLOCKS, slots=SLOTS), limits)
+        self.core = EngineCore(self.spec, pool_sizes(self.spec, blocks=BLOCKS, slots=SLOTS, host=self.host), limits)
         self.oracle = PrefixOracle(self.spec)
         self.now_s = 0.0
         self.running: StepPlan | None = None
@@ -48,7 +49,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.ready: dict[JobId, set[tuple[int, int]]] = {}
         self.ended: set[JobId] = set()
         self.texts: list[list[int]] = [[1, 2, 3]]
-        self.known: dict[tuple[str, bytes], None] = {}  # the router's view, fed by events
+        self.known: dict[tuple[str, str, bytes], None] = {}  # the router's view, fed by events
 
     # What a door does
 
@@ -229,14 +230,14 @@ class EngineMachine(RuleBasedStateMachine):
     def events_rebuild_the_view(self) -> None:
         for event in self.core.cache.take_events():
             for name in event.hashes:
-                key = (event.group, bytes(name))
+                key = (event.tier, event.group, bytes(name))
                 if event.kind is CacheEventKind.STORED:
                     assert key not in self.known
                     self.known[key] = None
                 else:
                     del self.known[key]
         _, snapshot = self.core.cache.snapshot_events()
-        assert set(self.known) == {(event.group, bytes(name)) for event in snapshot for name in event.hashes}
+        assert set(self.known) == {(event.tier, event.group, bytes(name)) for event in snapshot for name in event.hashes}
 
     def teardown(self) -> None:
         """Everything that still waits or runs comes to its end, and then nothing is held."""
@@ -266,8 +267,9 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("host", [0, 12])
 @pytest.mark.parametrize("shape", ["dense", "kimi", "gemma", "everything", "recurrent"])
-def test_random_lives_of_an_engine(shape: str) -> None:
-    machine = type(f"Machine_{shape}", (EngineMachine,), {"shape": shape})
-    quick = settings(max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_random_lives_of_an_engine(shape: str, host: int) -> None:
+    machine = type(f"Machine_{shape}_{host}", (EngineMachine,), {"shape": shape, "host": host})
+    quick = settings(max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=quick)  # type: ignore[no-untyped-call]
