@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from prfaas.cli.plan import plan
 from prfaas.cli.screen import Screen
 from prfaas.errors import PrfaasError
 
@@ -171,6 +172,9 @@ def doctor(*, as_json: Annotated[bool, typer.Option("--json", help="One JSON doc
     from prfaas.cli.doctor import examine
 
     raise typer.Exit(examine(as_json=as_json, screen=Screen()))
+
+
+app.command()(plan)
 
 
 def main() -> None:
