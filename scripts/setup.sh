@@ -57,5 +57,5 @@ if ! has_torch; then
 fi
 
 say "prfaas and its tools"
-"${pip[@]}" install "${quiet[@]}" -e '.[engine,ray,test,dev]'
+"${pip[@]}" install "${quiet[@]}" -e '.[engine,ray,plot,test,dev]'
 say "ready: torch $("$venv/bin/python" -c 'import torch; print(torch.__version__)') in $venv"
