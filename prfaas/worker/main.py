@@ -24,6 +24,7 @@ from prfaas.clock import Clock, MonotonicClock
 from prfaas.config import WorkerSettings
 from prfaas.engine.api import Engine
 from prfaas.engine.factory import build_engine
+from prfaas.errors import ConfigError
 from prfaas.log import logger
 from prfaas.metrics import Emitter, MetricSet
 from prfaas.pb import registry_pb2_grpc
@@ -44,6 +45,7 @@ def run_worker(settings: WorkerSettings, stop: threading.Event) -> None:
 
     Raises ConfigError, ModelLoadError or StartupError when the worker cannot start.
     """
+    _require_reachable(settings.host)
     tune_allocator()
     metrics = MetricSet(Emitter.WORKER)
     clock = MonotonicClock()
@@ -52,6 +54,12 @@ def run_worker(settings: WorkerSettings, stop: threading.Event) -> None:
     )
     with _metrics_endpoint(settings, metrics):
         asyncio.run(_run(settings, engine, metrics, clock, stop))
+
+
+def _require_reachable(host: str) -> None:
+    """The bound address is also the advertised one, so it must lead here from elsewhere. Raises ConfigError."""
+    if host in ("", "0.0.0.0", "::"):
+        raise ConfigError(f"host = {host!r} can be bound but not called by others; set the address that they reach", host=host)
 
 
 @contextmanager

@@ -188,7 +188,7 @@ async def test_a_port_in_use_is_said_plainly(tmp_path: Path) -> None:
     async with serving(Router()) as taken, fleet(tmp_path, engine=QUICK) as workers:
         process = workers.spawn("decode", Role.DECODE, port=taken)
         await until(lambda: process.poll() is not None, 20.0)
-        assert process.returncode != 0
+        assert process.returncode == 2
         assert f"127.0.0.1:{taken}" in workers.log("decode")
 
 
@@ -231,6 +231,15 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert "rolle" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+async def test_an_address_nobody_can_call_is_refused_before_anything_is_loaded(tmp_path: Path, host: str) -> None:
+    async with fleet(tmp_path) as workers:
+        process = workers.spawn("decode", Role.DECODE, host=host)
+        await until(lambda: process.poll() is not None, 20.0)
+        assert process.returncode == 2
+        assert host in workers.log("decode")
 
 
 def test_a_missing_settings_file_is_named(tmp_path: Path) -> None:
