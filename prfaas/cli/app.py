@@ -20,6 +20,9 @@ app = typer.Typer(
     help="Prefill-as-a-Service: prefill in one datacenter, stream the KV cache, decode in another.",
 )
 
+doctor_app = typer.Typer(invoke_without_command=True)
+app.add_typer(doctor_app, name="doctor")
+
 ModelArgument = Annotated[
     str, typer.Argument(help="smollm2, tiny-kimi-linear, a model directory, a .gguf file, or a hub id such as owner/model")
 ]
@@ -166,12 +169,33 @@ def chat(
     run_chat(ChatOptions(url, key, model, system, temperature, max_tokens), Screen())
 
 
-@app.command()
-def doctor(*, as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout")] = False) -> None:
+@doctor_app.callback()
+def doctor(
+    context: typer.Context, *, as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout")] = False
+) -> None:
     """Check whether this machine can run prfaas, and say what to do about what is missing. Exits 1 if it cannot."""
-    from prfaas.cli.doctor import examine
+    if context.invoked_subcommand is None:
+        from prfaas.cli.doctor import examine
 
-    raise typer.Exit(examine(as_json=as_json, screen=Screen()))
+        raise typer.Exit(examine(as_json=as_json, screen=Screen()))
+
+
+@doctor_app.command()
+def link(
+    address: Annotated[str, typer.Argument(help="host:port of a prefill worker", metavar="HOST:PORT")],
+    *,
+    site: Annotated[
+        Path | None, typer.Option("--site", help="Deployment file whose transport settings to use", exists=True)
+    ] = None,
+    megabytes: Annotated[int, typer.Option("--mb", help="MB to move for each number of lanes", min=1)] = 32,
+    allow_plaintext: Annotated[bool, typer.Option("--allow-plaintext", help="Probe beyond this machine without TLS")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout")] = False,
+) -> None:
+    """Measure the path to a prefill worker: round trip, bandwidth by lanes, loss, MTU, clock skew. Moves real bytes."""
+    from prfaas.cli.doctor_link import LinkQuestion, examine_link
+
+    question = LinkQuestion(address, site, allow_plaintext, megabytes * 10**6)
+    examine_link(question, as_json=as_json, screen=Screen())
 
 
 app.command()(plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -93,6 +94,19 @@ def test_chat_talks_remembers_and_shows_facts(url: str) -> None:
     assert done.stderr.count("m> ") == 2
     assert "/reset forgets" in done.stderr
     assert done.stderr.count("time to first token") == 1, "facts are shown once they were asked for"
+
+
+def test_doctor_measures_the_link_to_a_prefill_worker(url: str, tmp_path: Path) -> None:
+    address = (tmp_path / "far.log").read_text().split("far-prefill-0 at ")[1].split()[0]
+    done = subprocess.run(
+        [*PRFAAS, "doctor", "link", address, "--mb", "1", "--json"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["worker_id"], report["site"], report["tls"]) == ("far-prefill-0", "far", False)
+    assert [rate["lanes"] for rate in report["rates"]] == [1, 2, 4, 8]
+    assert all(rate["bytes_per_s"] > 0 for rate in report["rates"])
+    assert abs(report["clock_skew_s"]) < 1, "it is the same clock"
 
 
 def test_chat_with_nobody_says_so() -> None:
