@@ -1,4 +1,4 @@
-"""Makes lanes wait for their turn on the link: the pure send order, driven by an event loop and a clock."""
+"""Makes lanes wait for their turn: the pure order of turns, driven by an event loop and a clock."""
 
 from __future__ import annotations
 
@@ -12,15 +12,29 @@ from prfaas.types import SiteId
 YIELD_S = 0.005  # a chunk that its receiver has not taken by then gives its turn to the next
 
 
-class SendGate:
-    """Turns for one sender. Used from one event loop."""
+class TurnGate:
+    """Turns at a shared resource: a sender's link, a receiver's processor. Used from one event loop."""
 
     def __init__(self, order: SendOrder, clock: Clock) -> None:
         self._order = order
         self._clock = clock
         self._waiters: dict[Ticket, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._crowd = 0
         self.held_bytes = 0  # frames that were built and have not left
+
+    @property
+    def contended(self) -> bool:
+        """Whether more than one transfer uses the gate."""
+        return self._order.num_waiting > 0 or self._crowd > 1
+
+    def join(self) -> None:
+        """One more transfer uses the gate."""
+        self._crowd += 1
+
+    def quit(self) -> None:
+        """It no longer does."""
+        self._crowd -= 1
 
     @property
     def num_waiting(self) -> int:
@@ -77,7 +91,7 @@ class SendGate:
 class Slot:
     """One turn: from the wait for it until the frame has left."""
 
-    def __init__(self, gate: SendGate, traffic: Traffic, num_bytes: int) -> None:
+    def __init__(self, gate: TurnGate, traffic: Traffic, num_bytes: int) -> None:
         self._gate = gate
         self._traffic = traffic
         self._num_bytes = num_bytes

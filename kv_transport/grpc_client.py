@@ -37,13 +37,13 @@ RETIRE_GRACE_S = 120.0  # for transfers that run over a connection with replaced
 
 
 class GrpcStream:
-    """One lane's call."""
+    """One lane's call over one channel."""
 
-    def __init__(self, call: Any, address: str, connect_timeout_s: float) -> None:
+    def __init__(self, channel: grpc.aio.Channel, call: Any, address: str, connect_timeout_s: float) -> None:
+        self._channel = channel
         self._call = call
         self._address = address
         self._connect_timeout_s = connect_timeout_s
-        self._connected = False
         self._heard = False
         self._given_up = False
 
@@ -51,17 +51,15 @@ class GrpcStream:
         if self._given_up:
             raise TransferBroken("the lane was given up")
         try:
-            if not self._connected:
-                async with asyncio.timeout(self._connect_timeout_s):
-                    await self._call.initial_metadata()
-                self._connected = True
+            if not self._heard:
+                await self._connected()
             frame = await self._call.read()
             self._heard = True
         except grpc.aio.AioRpcError as error:
             raise self._translated(error) from error
         except TimeoutError as error:
             self._call.cancel()
-            message = f"{self._address} did not answer within {self._connect_timeout_s} s"
+            message = f"no connection to {self._address} within {self._connect_timeout_s} s"
             raise WorkerUnreachable(message, address=self._address) from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -69,6 +67,15 @@ class GrpcStream:
                 raise TransferBroken("the lane was given up") from None
             raise
         return frame if isinstance(frame, bytes) else None  # grpc.aio.EOF is not bytes
+
+    async def _connected(self) -> None:
+        """Wait for the connection only, not for an answer: a busy sender is not an absent one. A connection that was
+        refused makes the call itself fail."""
+        async with asyncio.timeout(self._connect_timeout_s):
+            state = self._channel.get_state(try_to_connect=True)
+            while state in (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING):
+                await self._channel.wait_for_state_change(state)
+                state = self._channel.get_state()
 
     def cancel(self) -> None:
         self._given_up = True
@@ -93,17 +100,26 @@ class GrpcPeer:
         self._files = files
         self._material = files.current() if files is not None else None
         self._channels: dict[int, grpc.aio.Channel] = {}
+        self._retired: set[grpc.aio.Channel] = set()
         self._closing: set[asyncio.Task[None]] = set()
 
-    def call(self, number: int, method: str) -> Any:
-        """A method over connection `number`, with raw bytes both ways."""
+    def stream(self, number: int, method: str, request: bytes) -> FrameStream:
+        """Call a streaming method over connection `number`."""
+        channel = self._channel(number)
+        call = channel.unary_stream(f"/{SERVICE}/{method}", None, None)(request)
+        return GrpcStream(channel, call, self._address, self._settings.connect_timeout_s)
+
+    async def finish(self, number: int, request: bytes) -> None:
+        """Call Finish over connection `number`. Raises grpc's AioRpcError."""
+        await self._channel(number).unary_unary(f"/{SERVICE}/{FINISH}", None, None)(request, timeout=FINISH_TIMEOUT_S)
+
+    def _channel(self, number: int) -> grpc.aio.Channel:
         self._follow_certificates()
         channel = self._channels.get(number)
         if channel is None:
             channel = rpc.channel(self._address, self._settings.tls, own_connection=True, files=self._files)
             self._channels[number] = channel
-        path = f"/{SERVICE}/{method}"
-        return channel.unary_unary(path, None, None) if method == FINISH else channel.unary_stream(path, None, None)
+        return channel
 
     @property
     def num_connections(self) -> int:
@@ -113,15 +129,23 @@ class GrpcPeer:
         """Close a connection, its calls after at most `grace_s`; what breaks resumes over the next one."""
         channel = self._channels.pop(number, None)
         if channel is not None:
-            task = asyncio.create_task(channel.close(grace_s), name="transfer-drop")
+            self._retired.add(channel)
+            task = asyncio.create_task(self._close(channel, grace_s), name="transfer-drop")
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        """Close every connection now."""
-        for number in list(self._channels):
-            self.drop(number)
+        """Close every connection now, retired ones too."""
+        for channel in (*self._channels.values(), *self._retired):
+            await channel.close(None)
+        self._channels.clear()
         await asyncio.gather(*self._closing)
+
+    async def _close(self, channel: grpc.aio.Channel, grace_s: float | None) -> None:
+        try:
+            await channel.close(grace_s)
+        finally:
+            self._retired.discard(channel)
 
     def _follow_certificates(self) -> None:
         material = self._files.current() if self._files is not None else None
@@ -141,11 +165,11 @@ class GrpcSender:
         self._base = base
 
     def prefill(self, order: bytes, lane: int) -> FrameStream:
-        return self._stream(self._peer.call(self._connection(lane), PREFILL)(order))
+        return self._peer.stream(self._connection(lane), PREFILL, order)
 
     def attach(self, request: Attach) -> FrameStream:
         body = messages.to_pb_attach(request).SerializeToString()
-        return self._stream(self._peer.call(self._connection(request.lane), ATTACH)(body))
+        return self._peer.stream(self._connection(request.lane), ATTACH, body)
 
     def replace(self, lane: int) -> None:
         self._peer.drop(self._connection(lane))
@@ -157,17 +181,13 @@ class GrpcSender:
         message = transfer_pb2.FinishRequest(
             transfer_id=request.transfer_id, committed=request.committed, reason=request.reason
         )
-        call = self._peer.call(self._connection(0), FINISH)
         try:
-            await call(message.SerializeToString(), timeout=FINISH_TIMEOUT_S)
+            await self._peer.finish(self._connection(0), message.SerializeToString())
         except grpc.aio.AioRpcError as error:
             raise rpc.from_rpc(error, worker_id=self._address) from error
 
     def _connection(self, lane: int) -> int:
         return (self._base + lane) % self._settings.max_lanes
-
-    def _stream(self, call: Any) -> FrameStream:
-        return GrpcStream(call, self._address, self._settings.connect_timeout_s)
 
 
 class GrpcPrefillTransport:

@@ -15,8 +15,10 @@ from kv_transport import frames, messages
 from kv_transport.api import FetchResult, PrefillOrder, Sink
 from kv_transport.codecs.registry import codec_coded, codec_named
 from kv_transport.frames import ChunkFrame, FirstFrame, ManifestFrame
+from kv_transport.gate import TurnGate
 from kv_transport.messages import Attach, Digest, Finish, Manifest, Progress
 from kv_transport.session.receiver import Arrival, ReceiverState, ReceiveSession
+from kv_transport.session.send_order import Traffic
 from kv_transport.wire import FrameStream, ReceiveMonitor, SenderPort
 from prfaas.clock import Clock
 from prfaas.errors import (
@@ -70,6 +72,7 @@ class Incoming:
         limits: FetchLimits,
         monitor: ReceiveMonitor,
         clock: Clock,
+        turns: TurnGate,
     ) -> None:
         self._order = order
         self._sender = sender
@@ -77,6 +80,14 @@ class Incoming:
         self._limits = limits
         self._monitor = monitor
         self._clock = clock
+        self._turns = turns
+        left_s = order.request.deadline_s
+        self._traffic = Traffic(
+            key=order.request.request_id,
+            tenant=order.request.tenant,
+            site=order.receiver_site,
+            deadline_s=None if left_s is None else clock.now_s() + left_s,
+        )
         self._session = ReceiveSession()
         self._lanes: dict[int, _Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -97,6 +108,7 @@ class Incoming:
 
     async def run(self) -> FetchResult:
         """Carry the transfer to its end. Raises as `PrefillTransport.fetch`; every lane is gone when it returns."""
+        self._turns.join()
         order = messages.to_pb_order(self._order, self._transfer_id).SerializeToString()
         self._open(MAIN_LANE, self._sender.prefill(order, MAIN_LANE))
         watch = asyncio.create_task(self._watch())
@@ -105,6 +117,7 @@ class Incoming:
         finally:
             if not self._over.done():
                 self._over.cancel()
+            self._turns.quit()
             watch.cancel()
             for lane in self._lanes.values():
                 lane.stream.cancel()
@@ -203,7 +216,12 @@ class Incoming:
     async def _read(self, lane: _Lane) -> None:
         while (frame := await lane.stream.read()) is not None:
             lane.heard_s = self._clock.now_s()
-            self._on_frame(lane, frame)
+            async with self._turns.slot(self._traffic, len(frame)) as slot:
+                slot.holds(len(frame))
+                if self._turns.contended:
+                    await asyncio.sleep(0)  # lets every other lane with a frame queue up, so that the order decides
+                self._on_frame(lane, frame)
+                slot.sent()
             if self._over.done():
                 return
         if lane.number == MAIN_LANE and not self._session.has_digest:
@@ -245,6 +263,7 @@ class Incoming:
                 state="waiting",
             )
         self._session.manifest(manifest.offer, frame.raw)
+        self._traffic.total_bytes = self._session.total_bytes
         self._sink.begin(manifest.offer)
         self._manifest = manifest
         self._manifest_s = self._last_byte_s = self._clock.now_s()

@@ -17,7 +17,7 @@ from kv_transport.api import FirstTokens, Offer, PrefillOrder, PrefillSource, Qu
 from kv_transport.codecs.base import WireCodec
 from kv_transport.codecs.registry import AS_IS
 from kv_transport.frames import ChunkHeader
-from kv_transport.gate import SendGate
+from kv_transport.gate import TurnGate
 from kv_transport.messages import Digest, First, Manifest, Progress
 from kv_transport.meter import TransferMeter
 from kv_transport.session.chunks import Chunk
@@ -52,7 +52,7 @@ class SendContext:
     worker_id: WorkerId
     site: SiteId
     limits: SendLimits
-    gate: SendGate
+    gate: TurnGate
     meter: TransferMeter
     clock: Clock
     ledger: PathLedger

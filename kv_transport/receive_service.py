@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from kv_transport.api import FetchResult, PrefillOrder, Sink
+from kv_transport.gate import TurnGate
 from kv_transport.incoming import FetchLimits, Incoming
 from kv_transport.links import FetchMonitor, Paths
 from kv_transport.messages import Finish
 from kv_transport.meter import RECEIVE, TransferMeter
+from kv_transport.session.send_order import SendBudget, SendOrder
 from kv_transport.wire import SenderPort
 from prfaas.clock import Clock
 from prfaas.config import TransportSettings
@@ -37,6 +39,8 @@ class ReceiveService:
         )
         self._limits = FetchLimits(settings.progress_timeout_s, settings.max_resumes, settings.max_lanes)
         self._fetches: set[Incoming] = set()
+        budget = SendBudget(own_site=site, turns=1, in_flight_bytes=settings.send_buffer_bytes)
+        self._turns = TurnGate(SendOrder(budget), clock)  # whose frame is landed next
         self._idle = asyncio.Event()
         self._finishing: set[asyncio.Task[None]] = set()
 
@@ -47,7 +51,7 @@ class ReceiveService:
     async def fetch(self, order: PrefillOrder, sender: SenderPort, sink: Sink) -> FetchResult:
         """Run one transfer from `sender` into `sink`. Raises as PrefillTransport.fetch."""
         monitor = FetchMonitor(self._paths, self._meter, self._clock, self._settings.chunk_bytes)
-        incoming = Incoming(order, sender, sink, limits=self._limits, monitor=monitor, clock=self._clock)
+        incoming = Incoming(order, sender, sink, limits=self._limits, monitor=monitor, clock=self._clock, turns=self._turns)
         began_s = self._clock.now_s()
         self._fetches.add(incoming)
         self._idle.clear()
@@ -76,7 +80,7 @@ class ReceiveService:
 
     def counters(self) -> dict[str, float]:
         """See PrefillTransport.counters."""
-        return self._meter.counters()
+        return {**self._meter.counters(), "buffered_bytes": float(self._turns.held_bytes)}
 
     async def close(self) -> None:
         """End every fetch with RequestCancelled; releases are still told to the senders."""

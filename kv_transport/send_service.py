@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from kv_transport import messages
 from kv_transport.api import PrefillHandler
 from kv_transport.codecs.registry import negotiate
-from kv_transport.gate import SendGate
+from kv_transport.gate import TurnGate
 from kv_transport.messages import Finish
 from kv_transport.meter import SEND, TransferMeter
 from kv_transport.outgoing import Outgoing, SendContext, SendLimits
@@ -69,7 +69,7 @@ class SendService:
         self._handler = handler
         self._codec = settings.wire_codec
         self._meter = TransferMeter(SEND, metrics)
-        self._gate = SendGate(SendOrder(budget), clock)
+        self._gate = TurnGate(SendOrder(budget), clock)
         self._shared = SendContext(worker_id, site, limits, self._gate, self._meter, clock, PathLedger(), readers)
         self._transfers: dict[TransferId, Outgoing] = {}
         self._closing = False

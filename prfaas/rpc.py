@@ -37,7 +37,8 @@ MAX_ERROR_BYTES = 4096  # of trailing metadata; peers drop a call whose metadata
 KEEPALIVE_TIME_MS = 10_000
 KEEPALIVE_TIMEOUT_MS = 5_000
 # A first guess of bandwidth x delay, so that a transfer does not start with HTTP/2's 64 KiB; the BDP probe raises it.
-WINDOW_BYTES = 8 * 1024**2
+# It is also what a stream that nobody reads may make its receiver hold.
+WINDOW_BYTES = 2 * 1024**2
 
 Options = list[tuple[str, int | str]]
 

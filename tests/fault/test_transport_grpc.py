@@ -163,6 +163,26 @@ async def test_certificates_are_replaced_without_a_restart(tmp_path: Path) -> No
             await transport.close()
 
 
+async def test_a_receiver_follows_its_replaced_certificate(tmp_path: Path) -> None:
+    """A transport whose authority was replaced makes new connections with the new one, while the old one drains."""
+    old, new = Authority.make("old"), Authority.make("new")
+    served, held = old.issue(tmp_path / "served"), old.issue(tmp_path / "held")
+    settings = fast(connect_timeout_s=2.0)
+    slow, quick = source_of(), source_of()
+    slow.script = Script(layer_s=0.1)
+    async with GrpcHarness().join(FakeHandler(slow, quick), settings.model_copy(update={"tls": served})) as ends:
+        transport = GrpcPrefillTransport(settings.model_copy(update={"tls": held}), RECEIVER_SITE, MonotonicClock())
+        running = asyncio.create_task(transport.fetch(order_of(), ends.address, KeepingSink()))
+        await slow.was_read.wait()
+        new.issue(tmp_path / "served")
+        new.issue(tmp_path / "held")
+        await asyncio.sleep(0.1)
+        await transport.fetch(order_of(), ends.address, KeepingSink())
+        assert not running.done()
+        assert (await running).resumes == 0
+        await transport.close()
+
+
 async def test_plaintext_does_not_leave_the_machine_unasked() -> None:
     transport = GrpcPrefillTransport(fast(), RECEIVER_SITE, MonotonicClock())
     with pytest.raises(ConfigError, match="allow_plaintext"):
