@@ -123,6 +123,24 @@ class PolicySettings(Settings):
     price_per_egress_gbyte: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)  # by sending site
 
 
+class TenantSettings(Settings):
+    """What one tenant may use on average; 0 is no limit. Up to `burst_s` seconds' worth can be saved up."""
+
+    tokens_per_s: float = Field(default=0.0, ge=0)  # uncached prompt tokens
+    egress_bytes_per_s: float = Field(default=0.0, ge=0)  # KV bytes between sites; above it prompts stay in their site
+    burst_s: PositiveSeconds = 60.0
+
+
+class AdmissionSettings(Settings):
+    """How much the router hands to the workers at once, and what waits at the router instead."""
+
+    max_queued: PositiveInt = 512  # requests waiting in each of the three priority classes
+    requests_per_slot: float = Field(default=2.0, gt=0)  # under way for each sequence that decode workers run at once
+    max_backlog_slos: float = Field(default=2.0, gt=0)  # queued prefill of the freest worker, in multiples of ttft_slo_s
+    default_tenant: TenantSettings = TenantSettings()
+    tenants: dict[str, TenantSettings] = Field(default_factory=dict)
+
+
 class LimitSettings(Settings):
     """What the HTTP surface accepts."""
 
@@ -149,6 +167,7 @@ class RouterSettings(Settings):
     member_timeout_s: PositiveSeconds = 3.0  # a worker without heartbeat for this long is not routed to
     drain_timeout_s: PositiveSeconds = 30.0
     policy: PolicySettings = PolicySettings()
+    admission: AdmissionSettings = AdmissionSettings()
     limits: LimitSettings = LimitSettings()
     tls: TlsSettings = TlsSettings()
     api_keys_file: Path | None = None

@@ -20,6 +20,7 @@ ITL_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2,
 E2E_BUCKETS_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 TRANSFER_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10, 20, 60, 120)
 TOKEN_BUCKETS = (1, 4, 16, 64, 256, 1024, 4096, 8192, 16384, 32768, 65536, 131072, 262144, 1048576)
+RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 4, 10)
 OVERHEAD_BUCKETS_S = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5)
 
 
@@ -76,6 +77,12 @@ E2E = _histogram("prfaas_request_duration_seconds", R, "Arrival to last token", 
 PROMPT_TOKENS = _counter("prfaas_prompt_tokens_total", R, "Prompt tokens of finished requests")
 CACHED_TOKENS = _counter("prfaas_cached_tokens_total", R, "Prompt tokens that came from a prefix cache")
 GENERATION_TOKENS = _counter("prfaas_generation_tokens_total", R, "Tokens sent to clients")
+FORECAST_RATIO = _histogram(
+    "prfaas_ttft_forecast_ratio", R, "Actual over predicted time to first token of the taken route", RATIO_BUCKETS, "route"
+)
+REGRET = _histogram(
+    "prfaas_route_regret_seconds", R, "Actual TTFT less the best forecast of any route", STAGE_BUCKETS_S, "route"
+)
 UNCACHED_TOKENS = _histogram("prfaas_uncached_tokens", R, "Prompt tokens no cache held, per request", TOKEN_BUCKETS)
 ROUTED = _counter("prfaas_routed_requests_total", R, "Tokenized requests by how the pipeline ended them", "outcome", "reason")
 ROUTE_DECISIONS = _counter("prfaas_route_decisions_total", R, "Routing decisions", "route", "reason")
@@ -84,6 +91,7 @@ FALLBACKS = _counter("prfaas_fallback_total", R, "Rungs of the failure ladder le
 THRESHOLD_TOKENS = _gauge("prfaas_offload_threshold_tokens", R, "Uncached length above which prefill goes remote")
 ROUTER_OVERHEAD = _histogram("prfaas_router_overhead_seconds", R, "Router work per request", OVERHEAD_BUCKETS_S, "step")
 KV_BYTES = _counter("prfaas_kv_bytes_total", R, "KV cache bytes that crossed a network for finished requests", "route")
+QUEUED = _gauge("prfaas_admission_queued", R, "Requests waiting at the router", "priority")  # high, normal, low
 LINK_STATE = _gauge("prfaas_link_state", R, "1 for the state a link is in", "src", "dst", "state")
 WORKERS = _gauge("prfaas_workers", R, "Registered workers", "site", "role", "state")
 

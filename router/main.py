@@ -24,6 +24,7 @@ from prfaas.metrics import Emitter, MetricSet
 from prfaas.pb import registry_pb2_grpc
 from prfaas.text import TextModel, load_text_model
 from router.clients import DecodeClients
+from router.door import Door
 from router.fleet import Fleet
 from router.gateway.app import create_app
 from router.gateway.gate import Gate
@@ -78,10 +79,12 @@ async def _serve(
     fleet = Fleet(clock=clock, metrics=metrics, member_timeout_s=settings.member_timeout_s, tuning=tuning)
     fleet.tune(tuning)
     clients = DecodeClients(settings.tls)
+    door = Door(fleet=fleet, settings=settings.admission, slo_s=settings.policy.ttft_slo_s, metrics=metrics, clock=clock)
     pipeline = RoutedPipeline(
         fleet=fleet,
         policy=make_policy(settings.policy),
         clients=clients,
+        door=door,
         model=settings.served_model_name,
         metrics=metrics,
         clock=clock,
@@ -94,7 +97,7 @@ async def _serve(
     listener = listen(settings.host, settings.port)
     http = _Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1))
     await registry.start()
-    tasks = [asyncio.create_task(_keep_house(fleet, clients))]
+    tasks = [asyncio.create_task(_keep_house(fleet, clients)), asyncio.create_task(door.run())]
     if settings.policy.adaptive:
         loop = ShortLoop(settings.policy.threshold_tokens, settings.policy.ttft_slo_s)
         tasks.append(asyncio.create_task(Tuner(fleet=fleet, loop=loop, metrics=metrics, clock=clock).run()))

@@ -28,11 +28,13 @@ from prfaas.errors import (
 )
 from prfaas.log import logger
 from prfaas.metrics import MetricSet
-from prfaas.types import GenerationRequest, Route, WorkerId
+from prfaas.types import GenerationRequest, PrefillReport, Route, WorkerId
 from router.api import Decided, Done, NewTokens, PipelineEvent, Prefilled
 from router.clients import DecodeClients
+from router.door import Door
 from router.fleet import Fleet
 from router.ledger import DispatchId
+from router.policy.admission import Ticket
 from router.policy.decide import Policy, Verdict
 from router.policy.prefix_index import PromptNames, name_prompt
 
@@ -55,6 +57,7 @@ class _Trip:
     deadline_at_s: float | None
     failed: dict[WorkerId, str] = field(default_factory=dict)  # decode workers that failed it, with the error code
     announced: bool = False  # Decided has been passed on
+    place: int = -1  # at the door, once let in
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class _Start:
     """One attempt: its decision, what deciding took, and its place in the fleet's books."""
 
     verdict: Verdict
+    at_s: float
     decide_s: float
     dispatch_id: DispatchId
 
@@ -70,9 +74,18 @@ class RoutedPipeline:
     """Implements `Pipeline` over a fleet, a policy and the decode workers' clients."""
 
     def __init__(
-        self, *, fleet: Fleet, policy: Policy, clients: DecodeClients, model: str, metrics: MetricSet, clock: Clock
+        self,
+        *,
+        fleet: Fleet,
+        policy: Policy,
+        clients: DecodeClients,
+        door: Door,
+        model: str,
+        metrics: MetricSet,
+        clock: Clock,
     ) -> None:
         self._fleet = fleet
+        self._door = door
         self._policy = policy
         self._clients = clients
         self._model = model
@@ -105,6 +118,19 @@ class RoutedPipeline:
         self._check(request)
         deadline_at_s = None if request.deadline_s is None else self._clock.now_s() + request.deadline_s
         trip = _Trip(request, await self._names(request), deadline_at_s)
+        self._with_time_left(trip)
+        async with self._door.admitted(self._ticket(trip)), aclosing(self._attempts(trip)) as events:
+            async for event in events:
+                yield event
+
+    def _ticket(self, trip: _Trip) -> Ticket:
+        """What the request asks of the fleet: the tokens that no worker has cached."""
+        request = trip.request
+        held = max(self._fleet.request_view(request, trip.names).cached_tokens.values(), default=0)
+        return Ticket(request.tenant, request.priority, len(request.tokens) - held, trip.deadline_at_s)
+
+    async def _attempts(self, trip: _Trip) -> AsyncGenerator[PipelineEvent, None]:
+        """One decode worker after the other, until one answers or nobody else may."""
         last: PrfaasError | None = None
         while True:
             retry = True
@@ -165,6 +191,7 @@ class RoutedPipeline:
                         held = self._prefilled(trip, start, event)
                         continue
                     if held is not None:
+                        self._compare(start, held.report)
                         yield held
                         held = None
                     yield event
@@ -180,16 +207,18 @@ class RoutedPipeline:
     def _decide(self, trip: _Trip, request: GenerationRequest) -> _Start:
         started_s = self._clock.now_s()
         view = self._fleet.request_view(request, trip.names)
-        if trip.failed:
-            view = replace(view, exclude=frozenset(trip.failed))
+        may_leave = self._door.may_leave(request.tenant)
+        if trip.failed or not may_leave:
+            view = replace(view, exclude=frozenset(trip.failed), may_leave=may_leave)
         verdict = self._policy.decide(view, self._fleet.view(), started_s)
         dispatch_id = self._fleet.dispatched(verdict, view)
+        self._door.booked(trip.place)
         decide_s = self._clock.now_s() - started_s
         decision = verdict.decision
         self._metrics.inc(m.ROUTE_DECISIONS, route=decision.route.value, reason=verdict.rule.value)
         self._metrics.observe(m.UNCACHED_TOKENS, decision.uncached_tokens)
         self._metrics.observe(m.ROUTER_OVERHEAD, decide_s, step="decide")
-        return _Start(verdict, decide_s, dispatch_id)
+        return _Start(verdict, started_s, decide_s, dispatch_id)
 
     def _prefilled(self, trip: _Trip, start: _Start, event: Prefilled) -> Prefilled:
         """Account for a landed prompt; decode workers that failed before this one join its failed rungs."""
@@ -207,8 +236,19 @@ class RoutedPipeline:
                 self._fleet.transfer_ended(WorkerId(worker_id), decode_worker, landed=False)
         if report.route is Route.REMOTE:
             self._fleet.transfer_ended(report.worker_id, decode_worker, landed=True, sent_bytes=report.kv_bytes)
+            self._door.sent(trip.request.tenant, report.kv_bytes)
         before = tuple(f"{worker_id}:{code}" for worker_id, code in trip.failed.items())
         return Prefilled(replace(report, attempts=before + report.attempts))
+
+    def _compare(self, start: _Start, report: PrefillReport) -> None:
+        """Hold the forecast against what happened: the taken route's, and the best that was on offer."""
+        forecasts = dict(start.verdict.decision.predicted_ttft_s)
+        expected_s = forecasts.get(report.route)
+        if expected_s is None or expected_s <= 0:
+            return
+        actual_s = self._clock.now_s() - start.at_s
+        self._metrics.observe(m.FORECAST_RATIO, actual_s / expected_s, route=report.route.value)
+        self._metrics.observe(m.REGRET, max(0.0, actual_s - min(forecasts.values())), route=report.route.value)
 
     def _with_time_left(self, trip: _Trip) -> GenerationRequest:
         """The request with what is left of its deadline. Raises DeadlineExceeded when nothing is."""

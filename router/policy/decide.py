@@ -72,13 +72,7 @@ def force(route: Route, options: Options) -> Pick:
     return Pick(Route.INLINE, Rule.FORCED_UNAVAILABLE, f"route {route} is forced, but no prefill worker is available", inline)
 
 
-def conclude(
-    pick: Pick,
-    options: Options,
-    threshold: int,
-    max_candidates: int,
-    predicted: tuple[tuple[Route, float], ...] = (),
-) -> Verdict:
+def conclude(pick: Pick, options: Options, threshold: int, max_candidates: int) -> Verdict:
     """Turn a pick into a decision with its failure ladder."""
     candidates: tuple[PrefillCandidate, ...] = ()
     compute_s = options.inline_compute_s
@@ -95,7 +89,7 @@ def conclude(
         reasons=(pick.reason,),
         uncached_tokens=pick.uncached_tokens,
         threshold_tokens=threshold,
-        predicted_ttft_s=predicted,
+        predicted_ttft_s=options.forecasts,
     )
     return Verdict(decision, pick.rule, compute_s)
 

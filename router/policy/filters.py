@@ -26,8 +26,8 @@ def decode_workers(request: RequestView, view: FleetView, now_s: float) -> list[
 
 
 def prefill_workers(request: RequestView, view: FleetView, decode: WorkerView, site: SiteId, now_s: float) -> list[WorkerView]:
-    """Workers of `site` that can prefill the request for `decode`: same model files, and a path that is not folded."""
-    if site != decode.site and Link(site, decode.site) in view.tuning.folded:
+    """Workers of `site` that can prefill the request for `decode`: same model files, and a path that may be used."""
+    if site != decode.site and (not request.may_leave or Link(site, decode.site) in view.tuning.folded):
         return []
     oldest_s, digest = now_s - view.member_timeout_s, decode.fingerprint_digest
     return [w for w in view.prefill[site] if w.fingerprint_digest == digest and can_take(w, request, oldest_s)]

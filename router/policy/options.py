@@ -6,8 +6,9 @@ import heapq
 from dataclasses import dataclass
 
 from prfaas.errors import NoWorkerAvailable
-from prfaas.types import Role, SiteId, WorkerId
+from prfaas.types import Role, Route, SiteId, WorkerId
 from router.policy import filters, scorers
+from router.policy.costs import Kind
 from router.policy.view import FleetView, Link, RequestView, WorkerView
 
 
@@ -35,6 +36,7 @@ class Options:
     kv_bytes: int
     local: tuple[Prefiller, ...]
     remote: tuple[Prefiller, ...]
+    forecasts: tuple[tuple[Route, float], ...]  # TTFT of each route's best worker in seconds, where speeds are measured
     local_missing_tokens: int | None  # least that any prefill worker of the decode site would compute
     holder: Prefiller | None  # the far worker with the longest prefix, among those whose link has bandwidth to spare
 
@@ -58,17 +60,30 @@ def survey(request: RequestView, view: FleetView, now_s: float, limit: int) -> O
             remote += ranked
             if Link(site, decode.site) not in view.tuning.scarce:
                 holders += ranked
+    nearest = min((r[2] for r in local), default=None)
+    local, remote = heapq.nsmallest(limit, local), heapq.nsmallest(limit, remote)
+    inline_s = scorers.compute_s(decode, request, view.models)
     holder = min(holders, key=lambda r: (r[2], r[0], r[1]), default=None)
     return Options(
         decode=decode,
         inline_missing_tokens=scorers.prefill_tokens(decode, request),
-        inline_compute_s=scorers.compute_s(decode, request, view.models),
+        inline_compute_s=inline_s,
         kv_bytes=num_bytes,
-        local=tuple(_prefiller(r) for r in heapq.nsmallest(limit, local)),
-        remote=tuple(_prefiller(r) for r in heapq.nsmallest(limit, remote)),
-        local_missing_tokens=min((r[2] for r in local), default=None),
+        local=tuple(_prefiller(r) for r in local),
+        remote=tuple(_prefiller(r) for r in remote),
+        forecasts=_forecasts(view, decode, decode.queued_s + inline_s, local, remote),
+        local_missing_tokens=nearest,
         holder=None if holder is None else _prefiller(holder),
     )
+
+
+def _forecasts(
+    view: FleetView, decode: WorkerView, inline_s: float, local: list[_Ranked], remote: list[_Ranked]
+) -> tuple[tuple[Route, float], ...]:
+    """Landing, and then one decode step. A guess is no forecast: kinds of worker that nobody has measured are left out."""
+    best = [(Route.INLINE, inline_s, decode)]
+    best += [(route, ranked[0][0], ranked[0][4]) for route, ranked in ((Route.LOCAL, local), (Route.REMOTE, remote)) if ranked]
+    return tuple((r, s + decode.decode_step_s) for r, s, worker in best if Kind(worker.site, worker.role) in view.models)
 
 
 def choose_decode(request: RequestView, view: FleetView, now_s: float) -> WorkerView:

@@ -64,7 +64,6 @@ class PredictivePolicy:
         limit, slo_s = self._settings.max_candidates, self._settings.ttft_slo_s
         options = survey(request, view, now_s, limit)
         forecasts = self._forecasts(request, view, options)
-        predicted = tuple((f.route, f.ttft_s) for f in _best_of_each_route(forecasts))
         if self._settings.force_route is not None:
             pick = force(Route(self._settings.force_route), options)
         elif options.inline_missing_tokens <= self._settings.inline_tokens:
@@ -73,7 +72,7 @@ class PredictivePolicy:
             pick = Pick(Route.INLINE, Rule.CACHED, reason, tokens)
         else:
             pick = choose(forecasts, options, slo_s)
-        return conclude(pick, options, view.tuning.threshold_tokens, limit, predicted)
+        return conclude(pick, options, view.tuning.threshold_tokens, limit)
 
     def _forecasts(self, request: RequestView, view: FleetView, options: Options) -> list[Forecast]:
         slo_s = self._settings.ttft_slo_s

@@ -30,6 +30,7 @@ class RequestView:
     cached_tokens: Mapping[WorkerId, int] = field(default_factory=dict)
     exclude: frozenset[WorkerId] = frozenset()  # workers that already failed this request
     time_left_s: float | None = None
+    may_leave: bool = True  # its cache may cross a link: the tenant's egress budget is not used up
 
 
 @dataclass(frozen=True, slots=True)

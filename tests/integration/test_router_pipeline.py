@@ -11,12 +11,13 @@ import pytest
 from prfaas import errors
 from prfaas import metrics as m
 from prfaas.clock import MonotonicClock
-from prfaas.config import PolicySettings, TlsSettings
+from prfaas.config import AdmissionSettings, PolicySettings, TenantSettings, TlsSettings
 from prfaas.metrics import Emitter, MetricSet
 from prfaas.pb import decode_pb2
 from prfaas.types import GenerationRequest, Role, Route, WorkerLoad
 from router.api import Decided, Done, NewTokens, PipelineEvent, Prefilled
 from router.clients import DecodeClients
+from router.door import Door
 from router.fleet import Fleet
 from router.pipeline import RoutedPipeline
 from router.policy.threshold import ThresholdPolicy
@@ -42,16 +43,19 @@ Events = AsyncIterator[decode_pb2.GenerateEvent]
 class Router:
     """A pipeline with its parts, as main builds it, less the HTTP."""
 
-    def __init__(self, settings: PolicySettings) -> None:
+    def __init__(self, settings: PolicySettings, admission: AdmissionSettings) -> None:
         self.metrics = MetricSet(Emitter.ROUTER)
         clock = MonotonicClock()
         tuning = Tuning(settings.threshold_tokens)
         self.fleet = Fleet(clock=clock, metrics=self.metrics, member_timeout_s=60.0, tuning=tuning)
         self.clients = DecodeClients(TlsSettings())
+        slo_s = settings.ttft_slo_s
+        self.door = Door(fleet=self.fleet, settings=admission, slo_s=slo_s, metrics=self.metrics, clock=clock)
         self.pipeline = RoutedPipeline(
             fleet=self.fleet,
             policy=ThresholdPolicy(settings),
             clients=self.clients,
+            door=self.door,
             model=MODEL,
             metrics=self.metrics,
             clock=clock,
@@ -74,11 +78,15 @@ class Router:
 
 
 @asynccontextmanager
-async def router(**settings: object) -> AsyncIterator[Router]:
-    made = Router(PolicySettings(**{"threshold_tokens": 2048, **settings}))  # type: ignore[arg-type]
+async def router(admission: AdmissionSettings | None = None, **settings: object) -> AsyncIterator[Router]:
+    policy = PolicySettings(**{"threshold_tokens": 2048, **settings})  # type: ignore[arg-type]
+    made = Router(policy, admission or AdmissionSettings())
+    ticking = asyncio.create_task(made.door.run())
     try:
         yield made
     finally:
+        ticking.cancel()
+        await asyncio.wait([ticking])
         await made.clients.close()
 
 
@@ -312,3 +320,92 @@ async def test_draining_and_silent_workers_get_nothing() -> None:
         r.fleet.heartbeat(worker_info("a").worker_id, "1", WorkerLoad(draining=True), (), ())
         with pytest.raises(errors.NoWorkerAvailable):
             await r.collect(generation_request())
+
+
+async def test_what_does_not_fit_waits_at_the_router_by_priority_and_a_leaver_makes_no_hole() -> None:
+    go = asyncio.Event()
+
+    async def wait(worker: ScriptedDecode, call: Call) -> Events:
+        await go.wait()
+        async for event in answer_well(worker, call):
+            yield event
+
+    async with router(AdmissionSettings(requests_per_slot=1.0)) as r, serving(wait) as worker:
+        r.join(worker, "a", max_running=1)
+        tasks = [asyncio.create_task(r.collect(generation_request(request_id="first")))]
+        await eventually(lambda: len(worker.calls) == 1)
+        for name, priority in (("low", 5), ("gone", -1), ("high", -1)):
+            tasks.append(asyncio.create_task(r.collect(generation_request(request_id=name, priority=priority))))
+        await eventually(lambda: r.count(m.QUEUED, priority="high") == 2)
+        assert r.count(m.QUEUED, priority="low") == 1
+        tasks.pop(2).cancel()
+        go.set()
+        await asyncio.gather(*tasks)
+        assert [call.request.request_id for call in worker.calls] == ["first", "high", "low"]
+        assert r.count(m.QUEUED, priority="high") == 0
+        assert r.count(m.ROUTED, outcome="cancelled", reason="closed_by_caller") == 1
+        r.assert_nothing_left()
+
+
+async def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
+    async def stuck(_: ScriptedDecode, call: Call) -> Events:
+        await asyncio.sleep(3600)
+        yield finished()
+
+    async with router(AdmissionSettings(requests_per_slot=1.0, max_queued=1)) as r, serving(stuck) as worker:
+        r.join(worker, "a", max_running=1)
+        tasks = [asyncio.create_task(r.collect(generation_request()))]
+        await eventually(lambda: bool(worker.calls))
+        tasks.append(asyncio.create_task(r.collect(generation_request(deadline_s=0.3))))
+        await eventually(lambda: r.count(m.QUEUED, priority="normal") == 1)
+        with pytest.raises(errors.QueueFull) as full:
+            await r.collect(generation_request())
+        assert full.value.retry_after_s is not None
+        with pytest.raises(errors.QueueFull, match="deadline passed"):
+            await tasks.pop()
+        tasks[0].cancel()
+        await asyncio.wait(tasks)
+        assert r.count(m.ROUTED, outcome="rejected", reason="queue_full") == 2
+        r.assert_nothing_left()
+
+
+async def test_a_tenant_that_used_up_its_tokens_is_told_when_to_come_back() -> None:
+    budget = AdmissionSettings(tenants={"small": TenantSettings(tokens_per_s=10, burst_s=1)})
+    async with router(budget) as r, serving(answer_well) as worker:
+        r.join(worker, "a")
+        await r.collect(generation_request(tenant="small"))
+        with pytest.raises(errors.RateLimited) as limited:
+            await r.collect(generation_request(tenant="small"))
+        assert 8.0 < (limited.value.retry_after_s or 0) < 9.1
+        await r.collect(generation_request(tenant="other"))
+
+
+async def test_a_tenant_that_used_up_its_egress_is_kept_in_its_site() -> None:
+    async def ship(_: ScriptedDecode, call: Call) -> Events:
+        yield prefilled("r1", Route(call.decision.route), kv_bytes=1_000_000)
+        yield token(0, last=True)
+        yield finished()
+
+    budget = AdmissionSettings(tenants={"small": TenantSettings(egress_bytes_per_s=1000, burst_s=1)})
+    async with router(budget) as r, serving(ship) as worker:
+        r.join(worker, "a")
+        r.fleet.register(worker_info("r1", Role.PREFILL, "far"))
+        for tenant in ("small", "small", "other"):
+            await r.collect(generation_request(5_000, tenant=tenant))
+        assert [call.decision.route for call in worker.calls] == ["remote", "inline", "remote"]
+
+
+async def test_forecasts_are_held_against_what_happened_once_there_are_any() -> None:
+    async def measured(_: ScriptedDecode, call: Call) -> Events:
+        yield prefilled("a", Route.INLINE, prefill_s=0.004)
+        yield token(0, last=True)
+        yield finished()
+
+    async with router() as r, serving(measured) as worker:
+        r.join(worker, "a")
+        for _ in range(6):
+            await r.collect(generation_request())
+        seen = r.metrics.registry.get_sample_value(f"{m.FORECAST_RATIO.name}_count", {"route": "inline"})
+        assert seen == 2  # four measurements make a forecast
+        assert r.metrics.registry.get_sample_value(f"{m.REGRET.name}_count", {"route": "inline"}) == 2
+        assert [len(call.decision.predicted_ttft_s) for call in worker.calls] == [0, 0, 0, 0, 1, 1]
