@@ -43,7 +43,12 @@ class Child:
                 )
         except OSError as error:
             raise StartupError(f"cannot start {command[0]}: {error}", what=command[0]) from error
-        lifeline.watch(self._process.pid)
+        try:
+            lifeline.watch(self._process.pid)
+        except StartupError:
+            self.kill()  # unguarded, it could outlive us
+            self._process.wait()
+            raise
 
     @property
     def pid(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -20,32 +21,33 @@ class Lifeline:
         try:
             # A session of its own: neither the terminal's Ctrl-C nor its hang-up reaches the reaper before its work.
             self._reaper = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(REAPER)], stdin=subprocess.PIPE, text=True, start_new_session=True
+                [sys.executable, "-I", "-S", str(REAPER)], stdin=subprocess.PIPE, start_new_session=True
             )
         except OSError as error:
             raise StartupError(f"cannot start the process reaper: {error}", what="reaper") from error
+        if self._reaper.stdin is None:
+            raise StartupError("the process reaper has no pipe", what="reaper")
+        self._pipe = self._reaper.stdin
 
     def watch(self, group: int) -> None:
-        """From now on, `group` dies when this process does."""
-        self._say(f"watch {group}")
+        """From now on, `group` dies when this process does. Raises StartupError when the reaper is gone."""
+        with self._lock:
+            try:
+                self._say(f"watch {group}")
+            except (BrokenPipeError, ValueError) as error:  # ValueError: the pipe is closed
+                raise StartupError("the process reaper is gone", what="reaper") from error
 
     def forget(self, group: int) -> None:
         """`group` has ended; its number may be reused by strangers from now on."""
-        self._say(f"forget {group}")
+        with self._lock, contextlib.suppress(BrokenPipeError, ValueError):
+            self._say(f"forget {group}")
 
     def close(self) -> None:
         """End the reaper. Groups still watched are ended with it."""
-        with self._lock:
-            if self._reaper.stdin is not None and not self._reaper.stdin.closed:
-                self._reaper.stdin.close()
+        with self._lock, contextlib.suppress(BrokenPipeError):
+            self._pipe.close()
         self._reaper.wait()
 
     def _say(self, line: str) -> None:
-        with self._lock:
-            if self._reaper.stdin is None or self._reaper.stdin.closed:
-                raise StartupError("the process reaper is closed", what="reaper")
-            try:
-                self._reaper.stdin.write(line + "\n")
-                self._reaper.stdin.flush()
-            except BrokenPipeError as error:
-                raise StartupError("the process reaper was killed", what="reaper") from error
+        self._pipe.write(f"{line}\n".encode())
+        self._pipe.flush()
