@@ -24,6 +24,8 @@ from router.gateway.entrance import Entrance
 from router.gateway.errors import error_body_for
 from router.gateway.gate import Gate
 from router.gateway.keys import Keys
+from router.gateway.live.activity import Activity
+from router.gateway.live.page import live_routes
 from router.gateway.openai_chat import chat_routes
 from router.gateway.openai_completions import completion_routes
 from router.gateway.problem import Problem, problem_of, problem_of_validation
@@ -50,7 +52,7 @@ def create_app(
     """
     door = gate if gate is not None else Gate(settings.limits.max_in_flight, metrics)
     encoder = Encoder()
-    core = GatewayCore(pipeline, fleet, text, settings, metrics, clock, encoder, door)
+    core = GatewayCore(pipeline, fleet, text, settings, metrics, clock, encoder, door, Activity())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -67,6 +69,7 @@ def create_app(
     app.include_router(anthropic_routes(core))
     app.include_router(token_routes(core))
     app.include_router(status_routes(core))
+    app.include_router(live_routes(core))
     return app
 
 

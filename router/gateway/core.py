@@ -11,6 +11,7 @@ from prfaas.text import TextModel
 from router.api import FleetReader, Pipeline
 from router.gateway.encoder import Encoder
 from router.gateway.gate import Gate
+from router.gateway.live.activity import Activity
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +26,4 @@ class GatewayCore:
     clock: Clock
     encoder: Encoder
     gate: Gate
+    activity: Activity

@@ -24,6 +24,7 @@ from prfaas.metrics import (
 from prfaas.types import Decision, FinishReason, GenerationRequest, PrefillReport, Route, TokenLogprob, TokenOutput, Usage
 from router.api import Decided, Done, NewTokens, Prefilled
 from router.gateway.core import GatewayCore
+from router.gateway.live.activity import Trace
 from router.gateway.sample import Delta, Sample
 from router.gateway.timing import Stopwatch
 
@@ -126,6 +127,7 @@ class Generation:
         gap_s = self.watch.token()
         metrics = self._core.metrics
         metrics.inc(GENERATION_TOKENS, len(outputs))
+        self._core.activity.tokens(len(outputs))
         if gap_s is not None:
             metrics.observe(ITL, gap_s)
             return
@@ -143,3 +145,26 @@ class Generation:
         metrics.inc(CACHED_TOKENS, usage.cached_tokens)
         if self.route is not None:
             metrics.observe(E2E, self.watch.elapsed_s(), route=self.route)
+        trace = self._trace(usage)
+        if trace is not None:
+            self._core.activity.end(trace)
+
+    def _trace(self, usage: Usage) -> Trace | None:
+        """What the live page shows of this request; None if its prefill was never reported."""
+        report, ttft_s, stages = self.report, self.watch.ttft_s(), self.watch.stages(self.report)
+        if report is None or ttft_s is None or stages is None:
+            return None
+        return Trace(
+            request_id=self.request.request_id,
+            route=report.route,
+            worker=report.worker_id,
+            ended_s=self._core.clock.now_s(),
+            ttft_s=ttft_s,
+            total_s=self.watch.elapsed_s(),
+            stages=stages.items(),
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            kv_bytes=report.kv_bytes,
+            attempts=len(report.attempts),
+        )
