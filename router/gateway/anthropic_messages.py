@@ -19,6 +19,7 @@ from router.gateway.anthropic_ask import count_ask, messages_ask
 from router.gateway.anthropic_schema import CountRequest, MessagesRequest
 from router.gateway.chat import ChatRun, chat_prompt_tokens, start_chat
 from router.gateway.core import GatewayCore
+from router.gateway.documents import AnthropicError, AnthropicMessage, CountedTokens, answers
 from router.gateway.errors import anthropic_error
 from router.gateway.facts import report, route_header, wants_report
 from router.gateway.generation import Routed
@@ -36,8 +37,10 @@ Event = dict[str, Any]
 def anthropic_routes(core: GatewayCore) -> APIRouter:
     """The endpoints, bound to their ports."""
     router = APIRouter()
+    message_answers = answers(AnthropicMessage, error=AnthropicError, streams=True)
+    count_answers = answers(CountedTokens, error=AnthropicError)
 
-    @router.post("/v1/messages", response_class=Response)
+    @router.post("/v1/messages", response_class=Response, responses=message_answers)
     async def create_message(body: MessagesRequest, request: Request) -> Response:
         visit = visit_of(request)
         run = await start_chat(core, messages_ask(core, body), visit, new_id("msg").replace("-", "_"))
@@ -48,7 +51,7 @@ def anthropic_routes(core: GatewayCore) -> APIRouter:
         keepalive_s = core.settings.limits.sse_keepalive_s
         return StreamReply(reply.stream, keepalive_s=keepalive_s, limit_s=limit_s, late=_late_error(visit))
 
-    @router.post("/v1/messages/count_tokens", response_class=JSONResponse)
+    @router.post("/v1/messages/count_tokens", response_class=JSONResponse, responses=count_answers)
     async def count_tokens(body: CountRequest) -> JSONResponse:
         return JSONResponse({"input_tokens": len(await chat_prompt_tokens(core, count_ask(body)))})
 

@@ -13,6 +13,7 @@ from prfaas.clock import unix_time_s
 from prfaas.types import TokenOutput
 from router.gateway.chat import ChatDelta, ChatRun, start_chat
 from router.gateway.core import GatewayCore
+from router.gateway.documents import ChatCompletion, answers
 from router.gateway.facts import report, route_header, wants_report
 from router.gateway.generation import Routed
 from router.gateway.logprobs import chat_logprobs
@@ -31,7 +32,7 @@ def chat_routes(core: GatewayCore) -> APIRouter:
     """The endpoint, bound to its ports."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", response_class=Response)
+    @router.post("/v1/chat/completions", response_class=Response, responses=answers(ChatCompletion, streams=True))
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         visit = visit_of(request)
         run = await start_chat(core, chat_ask(core, body), visit, new_id("chatcmpl"))

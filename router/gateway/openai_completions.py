@@ -14,6 +14,7 @@ from prfaas.errors import InvalidRequest
 from prfaas.types import TokenOutput
 from router.gateway.checks import check_count, check_model, check_token_ids, output_room, stop_strings
 from router.gateway.core import GatewayCore
+from router.gateway.documents import Completion, answers
 from router.gateway.facts import report, route_header, wants_report
 from router.gateway.generation import Generation, Routed
 from router.gateway.logprobs import CompletionLogprobs, joined
@@ -35,7 +36,7 @@ def completion_routes(core: GatewayCore) -> APIRouter:
     """The endpoint, bound to its ports."""
     router = APIRouter()
 
-    @router.post("/v1/completions", response_class=Response)
+    @router.post("/v1/completions", response_class=Response, responses=answers(Completion, streams=True))
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         visit = visit_of(request)
         generations = await _prepare(core, body, visit)

@@ -15,6 +15,7 @@ from prfaas.types import FinishReason
 from router.gateway.body import Body
 from router.gateway.chat import ChatAsk, ChatDelta, ChatRun, start_chat
 from router.gateway.core import GatewayCore
+from router.gateway.documents import DeletedDocument, StoredDocument, answers
 from router.gateway.errors import openai_error
 from router.gateway.facts import report, route_header, wants_report
 from router.gateway.generation import Routed
@@ -36,7 +37,7 @@ def responses_routes(core: GatewayCore) -> APIRouter:
     router = APIRouter()
     store = ResponseStore()
 
-    @router.post("/v1/responses", response_class=Response)
+    @router.post("/v1/responses", response_class=Response, responses=answers(StoredDocument, streams=True))
     async def create_response(body: ResponsesRequest, request: Request) -> Response:
         visit = visit_of(request)
         tenant = visit.tenant or body.user or ""
@@ -50,11 +51,11 @@ def responses_routes(core: GatewayCore) -> APIRouter:
         keepalive_s = core.settings.limits.sse_keepalive_s
         return StreamReply(reply.stream, keepalive_s=keepalive_s, limit_s=limit_s, late=reply.late_error(visit))
 
-    @router.get("/v1/responses/{response_id}", response_class=JSONResponse)
+    @router.get("/v1/responses/{response_id}", response_class=JSONResponse, responses=answers(StoredDocument))
     async def get_response(response_id: str, request: Request, user: str = "") -> JSONResponse:
         return JSONResponse(store.get(response_id, visit_of(request).tenant or user).document)
 
-    @router.delete("/v1/responses/{response_id}", response_class=JSONResponse)
+    @router.delete("/v1/responses/{response_id}", response_class=JSONResponse, responses=answers(DeletedDocument))
     async def delete_response(response_id: str, request: Request, user: str = "") -> JSONResponse:
         store.delete(response_id, visit_of(request).tenant or user)
         return JSONResponse({"id": response_id, "object": "response", "deleted": True})

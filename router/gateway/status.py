@@ -7,11 +7,12 @@ from typing import Any
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from prfaas.clock import unix_time_s
 from router.gateway.checks import check_model
 from router.gateway.core import GatewayCore
+from router.gateway.documents import Health, ModelList, ModelObject, answers
 
 
 def status_routes(core: GatewayCore) -> APIRouter:
@@ -19,7 +20,7 @@ def status_routes(core: GatewayCore) -> APIRouter:
     router = APIRouter()
     started = int(unix_time_s())
 
-    @router.get("/health", response_class=JSONResponse)
+    @router.get("/health", response_class=JSONResponse, responses={200: {"model": Health}, 503: {"model": Health}})
     async def health() -> JSONResponse:
         """200 while requests can be served, also with reduced capacity; 503 without a decode worker or while draining."""
         status = core.fleet.status()
@@ -34,7 +35,7 @@ def status_routes(core: GatewayCore) -> APIRouter:
         }
         return JSONResponse(body, status_code=200 if state == "ok" else 503)
 
-    @router.get("/metrics", response_class=Response)
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(core.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
@@ -43,11 +44,11 @@ def status_routes(core: GatewayCore) -> APIRouter:
         context = core.fleet.max_context_tokens(name)
         return {"id": name, "object": "model", "created": started, "owned_by": "prfaas", "max_model_len": context}
 
-    @router.get("/v1/models", response_class=JSONResponse)
+    @router.get("/v1/models", response_class=JSONResponse, responses=answers(ModelList))
     async def list_models() -> JSONResponse:
         return JSONResponse({"object": "list", "data": [model_object()]})
 
-    @router.get("/v1/models/{model:path}", response_class=JSONResponse)
+    @router.get("/v1/models/{model:path}", response_class=JSONResponse, responses=answers(ModelObject))
     async def retrieve_model(model: str) -> JSONResponse:
         check_model(core, model)
         return JSONResponse(model_object())

@@ -14,6 +14,7 @@ from router.gateway.body import Body, TokenId
 from router.gateway.chat import ChatAsk, chat_prompt_tokens
 from router.gateway.checks import check_model, check_token_ids
 from router.gateway.core import GatewayCore
+from router.gateway.documents import Detokenized, Tokenized, answers
 from router.gateway.logprobs import token_name
 from router.gateway.openai_ask import tool_use
 from router.gateway.openai_messages import template_message
@@ -42,7 +43,7 @@ def token_routes(core: GatewayCore) -> APIRouter:
     """The endpoints, bound to their ports."""
     router = APIRouter()
 
-    @router.post("/tokenize", response_class=JSONResponse)
+    @router.post("/tokenize", response_class=JSONResponse, responses=answers(Tokenized))
     async def tokenize(body: TokenizeRequest) -> JSONResponse:
         tokens = await _tokens(core, body)
         found: dict[str, Any] = {"count": len(tokens), "tokens": list(tokens)}
@@ -51,7 +52,7 @@ def token_routes(core: GatewayCore) -> APIRouter:
             found["token_strs"] = [token_name(core.text.vocabulary, token) for token in tokens]
         return JSONResponse(found)
 
-    @router.post("/detokenize", response_class=JSONResponse)
+    @router.post("/detokenize", response_class=JSONResponse, responses=answers(Detokenized))
     async def detokenize(body: DetokenizeRequest) -> JSONResponse:
         check_model(core, body.model)
         check_token_ids("tokens", body.tokens, core.text)

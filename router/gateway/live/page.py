@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from prfaas.errors import QueueFull
 from router.gateway.core import GatewayCore
+from router.gateway.documents import LiveState, Responses, answers
 from router.gateway.live.state import live_state
 from router.gateway.openai_wire import late_error
 from router.gateway.reply import EventSink, StreamReply
@@ -22,7 +23,9 @@ MAX_WATCHERS = 64
 FILES = {"live.css": "text/css", "live.js": "text/javascript"}
 # Nothing from elsewhere, nothing inline, in no frame: text that a model or a client chose can do no harm.
 HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "content-security-policy": (
+        "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
@@ -36,6 +39,8 @@ def live_routes(core: GatewayCore) -> APIRouter:
     html = (folder / "index.html").read_bytes()
     static = {name: (folder / name).read_bytes() for name in FILES}
     feed = _Feed(core)
+    described = {"description": "A state every second", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    event_answers: Responses = {**answers(LiveState), 200: described}
 
     @router.get("/", response_class=Response, include_in_schema=False)
     async def page() -> Response:
@@ -49,11 +54,11 @@ def live_routes(core: GatewayCore) -> APIRouter:
     async def script() -> Response:
         return Response(static["live.js"], media_type=FILES["live.js"], headers=HEADERS)
 
-    @router.get("/live/state", response_class=JSONResponse)
+    @router.get("/live/state", response_class=JSONResponse, responses=answers(LiveState))
     async def state() -> JSONResponse:
         return JSONResponse(feed.state())
 
-    @router.get("/live/events", response_class=Response)
+    @router.get("/live/events", response_class=Response, responses=event_answers)
     async def events(request: Request) -> Response:
         return StreamReply(
             feed.watch, keepalive_s=core.settings.limits.sse_keepalive_s, limit_s=None, late=late_error(visit_of(request))
