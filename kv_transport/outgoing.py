@@ -18,7 +18,7 @@ from kv_transport.codecs.base import WireCodec
 from kv_transport.codecs.registry import AS_IS
 from kv_transport.frames import ChunkHeader
 from kv_transport.gate import TurnGate
-from kv_transport.messages import Digest, First, Manifest, Progress
+from kv_transport.messages import Digest, First, Manifest, PathStats, Progress
 from kv_transport.meter import TransferMeter
 from kv_transport.session.chunks import Chunk
 from kv_transport.session.send_order import Traffic
@@ -138,6 +138,7 @@ class Outgoing:
         """Everything from the queue to the digest, as frames, to the connection's far end `peer` ("" when unknown).
         Raises what the source raised."""
         self._peers.add(peer)
+        self._shared.ledger.meet(peer)
         while self._session is None:
             self._raise_if_over()
             if self._queued is not None:
@@ -162,6 +163,7 @@ class Outgoing:
     async def lane(self, lane: int, received: tuple[tuple[int, int], ...] | None, peer: str) -> AsyncGenerator[bytes, None]:
         """One more lane, or (`received` given) one that replaces a broken one; lane 0 ends with the digest."""
         self._peers.add(peer)
+        self._shared.ledger.meet(peer)
         session = self._session
         if session is None:
             raise TransferGone("the transfer has no manifest yet and cannot be attached to")
@@ -200,18 +202,23 @@ class Outgoing:
                     began_s = self._shared.clock.now_s()
                     slot.holds(len(frame))
                     yield frame
+                    session.left(chunk.seq)
                     slot.sent()
                     self._touch()
                     took_s = max(self._shared.clock.now_s() - began_s, 1e-6)
                     rate = len(frame) / took_s if rate == 0 else 0.7 * rate + 0.3 * len(frame) / took_s
                 if session.drained:
-                    self._signal.notify()
-            elif lane == MAIN_LANE and (digest := session.digest()) is not None:
-                path = self._shared.ledger.take(self._peers - {""})
+                    self._signal.notify()  # the others may end, or help with what is still leaving
+            elif (late := session.steal(attachment)) is not None:
+                yield await self._framed(session, late)
+                self._touch()
+            elif (digest := session.digest()) is not None:
+                # Every lane says this, so that the end does not wait behind a chunk on a slow main lane.
+                if lane != MAIN_LANE and session.first_frame is not None:
+                    yield session.first_frame
+                path = self._shared.ledger.take(self._peers - {""}) if lane == MAIN_LANE else PathStats()
                 yield frames.encode_digest(Digest(session.num_chunks, session.wire_bytes, digest, path))
                 self._touch()
-                return
-            elif lane != MAIN_LANE and session.drained:
                 return
             elif not await self._signal.wait(self._shared.limits.heartbeat_s):
                 yield frames.encode_progress(Progress(session.ready_bytes, session.cut_bytes))

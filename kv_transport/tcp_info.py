@@ -9,19 +9,24 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Collection
+import sys
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import TypeVar
 
 from kv_transport.messages import PathStats
 
 _DESCRIPTORS = "/proc/self/fd"
 _INFO_BYTES = 256
+UNSENT_BYTES = 256 * 1024  # about one scheduling delay at 10 Gbps
 MAX_REMEMBERED = 4096  # connections; the oldest is forgotten
 # Offsets in linux/tcp.h's struct tcp_info; new kernels append, they do not move fields.
 _PMTU = struct.Struct("<60xI")
 _RTT_US = struct.Struct("<68xI")
 _BYTES_SENT = struct.Struct("<200xQ")
 _BYTES_RETRANSMITTED = struct.Struct("<208xQ")
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,30 +47,49 @@ def plain_peer(grpc_peer: str) -> str:
 
 def connections(peers: Collection[str]) -> list[Connection]:
     """The connections to these far ends; empty where the system does not tell."""
+    return _visit(peers, _read)
+
+
+def limit_unsent(peers: Collection[str], unsent_bytes: int) -> int:
+    """Let the kernel queue at most `unsent_bytes` beyond the congestion window on the connections to these far ends.
+
+    What waits in a send buffer cannot go over another lane any more: on a lossy path megabytes there would keep a
+    transfer waiting for its slowest lane. Returns how many connections were set; 0 where the system has no such option.
+    """
+
+    def limit(end: socket.socket, peer: str) -> str:
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent_bytes)
+        return peer
+
+    return len(_visit(peers, limit)) if sys.platform == "linux" else 0
+
+
+def _visit(peers: Collection[str], act: Callable[[socket.socket, str], ResultT]) -> list[ResultT]:
     wanted = set(peers)
     if not wanted or not os.path.isdir(_DESCRIPTORS):
         return []
-    found = []
+    results = []
     for name in os.listdir(_DESCRIPTORS):
         try:
             if not os.readlink(f"{_DESCRIPTORS}/{name}").startswith("socket:"):
                 continue
             with socket.socket(fileno=os.dup(int(name))) as end:
-                connection = _read(end, wanted)
+                peer = _peer(end)
+                if peer in wanted:
+                    results.append(act(end, peer))
         except (OSError, ValueError):
-            continue  # closed meanwhile, not TCP, or not connected
-        if connection is not None:
-            found.append(connection)
-    return found
+            continue  # closed meanwhile, or not connected
+    return results
 
 
-def _read(end: socket.socket, wanted: set[str]) -> Connection | None:
+def _peer(end: socket.socket) -> str:
     if end.family not in (socket.AF_INET, socket.AF_INET6) or end.type != socket.SOCK_STREAM:
-        return None
+        return ""
     host, port = end.getpeername()[:2]
-    peer = f"{host}:{port}".removeprefix("::ffff:")
-    if peer not in wanted:
-        return None
+    return f"{host}:{port}".removeprefix("::ffff:")
+
+
+def _read(end: socket.socket, peer: str) -> Connection:
     info = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
 
     def field(layout: struct.Struct) -> int:
@@ -79,6 +103,12 @@ class PathLedger:
 
     def __init__(self) -> None:
         self._told: dict[str, tuple[int, int]] = {}
+
+    def meet(self, peer: str) -> None:
+        """A lane runs over the connection to this peer: keep its send queue short, once."""
+        if peer and peer not in self._told:
+            limit_unsent([peer], UNSENT_BYTES)
+            self._told[peer] = (0, 0)
 
     def take(self, peers: Collection[str]) -> PathStats:
         """Figures of the connections to these peers since they were last taken, and the smallest round trip."""

@@ -36,6 +36,7 @@ class SendSession:
         self.total_bytes = offer_bytes(offer)
         self.cut_bytes = 0
         self.resent_chunks = 0
+        self.helped_chunks = 0
         self._manifest_frame = manifest_frame
         self._chunk_bytes = chunk_bytes
         self._ready = Coverage(offer)
@@ -44,6 +45,7 @@ class SendSession:
         self._owners: list[int] = []  # attachment that was last given the chunk, by seq
         self._headers: list[bytes | None] = []  # as sent, by seq
         self._again: deque[int] = deque()
+        self._leaving: dict[int, int] = {}  # chunks in a lane's hand -> its attachment, longest first
         self._first_frame: bytes | None = None
         self._attached: dict[int, int] = {}  # lane -> attachment
         self._attachments = 0
@@ -107,6 +109,8 @@ class SendSession:
         """The lane has gone, well or badly; its unconfirmed chunks wait for a resume. Idempotent."""
         if self.is_attached(lane, attachment):
             del self._attached[lane]
+        for seq in [seq for seq, owner in self._leaving.items() if owner == attachment]:
+            del self._leaving[seq]
 
     def resume(self, received: Iterable[tuple[int, int]]) -> int:
         """Queue again every chunk that was cut, is not in `received` (seq ranges) and is on no living lane.
@@ -130,21 +134,40 @@ class SendSession:
         if self._again:
             seq = self._again.popleft()
             self._owners[seq] = attachment
+            self._leaving[seq] = attachment
             return self._chunks[seq]
         chunk = self._cutter.cut(self.chunk_limit(lane_bytes_per_s))
         if chunk is not None:
             self._chunks.append(chunk)
             self._owners.append(attachment)
+            self._leaving[chunk.seq] = attachment
             self._headers.append(None)
             self.cut_bytes += chunk.raw_bytes
         return chunk
 
+    def left(self, seq: int) -> None:
+        """A lane has handed the chunk over to the network."""
+        self._leaving.pop(seq, None)
+
+    def steal(self, attachment: int) -> Chunk | None:
+        """With nothing left to give: a chunk that another lane has had in hand the longest, to be sent on this idle
+        lane as well. Whichever copy arrives first counts, so a transfer does not wait for its slowest lane. Each chunk
+        is helped with once."""
+        if not self.drained:
+            return None
+        for seq, owner in self._leaving.items():
+            if owner != attachment and self._headers[seq] is not None:
+                del self._leaving[seq]
+                self.helped_chunks += 1
+                return self._chunks[seq]
+        return None
+
     def chunk_limit(self, lane_bytes_per_s: float = 0.0) -> int:
-        """How many bytes the next chunk may have: at most half a second of a slow lane, and less and less towards the
+        """How many bytes the next chunk may have: at most a quarter of a second of a slow lane, and less and less towards the
         end of a transfer on several lanes, so that no lane finishes long after the others."""
         limit = self._chunk_bytes
         if lane_bytes_per_s > 0:
-            limit = min(limit, int(lane_bytes_per_s / 2))
+            limit = min(limit, int(lane_bytes_per_s / 4))
         if self.num_lanes > 1:
             limit = min(limit, (self.total_bytes - self.cut_bytes) // (2 * self.num_lanes))
         return max(limit, min(MIN_CHUNK_BYTES, self._chunk_bytes))

@@ -212,7 +212,7 @@ def test_chunks_shrink_on_slow_lanes_and_towards_the_end() -> None:
     offer = hybrid_offer(tokens=4000, width=1024)
     sender = sender_of(offer, 1024**2)
     assert sender.chunk_limit() == 1024**2
-    assert sender.chunk_limit(lane_bytes_per_s=1e6) == 500_000
+    assert sender.chunk_limit(lane_bytes_per_s=1e6) == 250_000
     assert sender.chunk_limit(lane_bytes_per_s=10.0) == MIN_CHUNK_BYTES
     for lane in range(4):
         sender.attach(lane)
@@ -223,6 +223,27 @@ def test_chunks_shrink_on_slow_lanes_and_towards_the_end() -> None:
         sizes.append(sender.chunk_limit())
     assert sizes[0] == 1024**2
     assert sizes[-1] == MIN_CHUNK_BYTES
+
+
+def test_an_idle_lane_helps_with_what_a_slow_lane_has_in_hand() -> None:
+    offer = Offer(4, 0, (plan_of(full_group(2), 0, 4),))
+    sender = sender_of(offer, 4 * 128)
+    slow, idle = sender.attach(0), sender.attach(1)
+    for part in ranges_of(offer):
+        sender.ready(part)
+    first, second = sender.next_chunk(slow), sender.next_chunk(slow)
+    assert first is not None
+    assert second is not None
+    assert sender.steal(idle) is None  # more may come
+    sender.computed(FIRST)
+    assert sender.steal(idle) is None  # not framed yet
+    for chunk in (first, second):
+        sender.framed(chunk.seq, header_of(chunk), chunk.raw_bytes)
+    assert sender.steal(slow) is None
+    sender.left(first.seq)
+    assert sender.steal(idle) is second
+    assert sender.steal(idle) is None
+    assert sender.helped_chunks == 1
 
 
 def test_the_sender_holds_its_source_to_the_offer() -> None:
