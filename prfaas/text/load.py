@@ -14,12 +14,13 @@ from prfaas.text.gguf_metadata import GgufValue, read_gguf_metadata
 from prfaas.text.gguf_tokenizer import tokenizer_from_gguf
 from prfaas.text.model import TextModel
 from prfaas.text.template import ChatTemplate
+from prfaas.text.tiktoken_tokenizer import tokenizer_from_tiktoken
 
 _GGUF_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
 def load_text_model(source: str) -> TextModel:
-    """Load from a directory (tokenizer.json and friends) or a `.gguf` file.
+    """Load from a directory (tokenizer.json, or Kimi's tiktoken.model) or a `.gguf` file.
 
     Raises:
         ModelLoadError: nothing is there, or it is damaged, or it is of a kind that is not understood.
@@ -44,7 +45,17 @@ def _from_gguf(metadata: Mapping[str, GgufValue]) -> TextModel:
 
 
 def _from_directory(path: Path) -> TextModel:
-    file = path / "tokenizer.json"
+    config = _json(path / "tokenizer_config.json")
+    tokenizer = _directory_tokenizer(path, config)
+    source = _template_source(path, config)
+    return TextModel(tokenizer, ChatTemplate(source, _special_tokens(path, config)) if source else None)
+
+
+def _directory_tokenizer(path: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """tokenizer.json, or the ranks that Kimi's models come with instead."""
+    file, ranks = path / "tokenizer.json", path / "tiktoken.model"
+    if not file.is_file() and ranks.is_file() and "tokenization_kimi" in json.dumps(config.get("auto_map", "")):
+        return tokenizer_from_tiktoken(ranks, config)
     if not file.is_file():
         raise ModelLoadError(
             f"{path} has no tokenizer.json; convert the model's tokenizer to that format first", source=str(path)
@@ -55,9 +66,7 @@ def _from_directory(path: Path) -> TextModel:
         raise ModelLoadError(f"cannot read {file}: {error}", source=str(file)) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    config = _json(path / "tokenizer_config.json")
-    source = _template_source(path, config)
-    return TextModel(tokenizer, ChatTemplate(source, _special_tokens(path, config)) if source else None)
+    return tokenizer
 
 
 def _template_source(path: Path, config: Mapping[str, Any]) -> str | None:
