@@ -50,7 +50,6 @@ class PrefillModel:
         return self.seconds(TYPICAL_TOKENS) / TYPICAL_TOKENS
 
 
-UNKNOWN_MODEL = PrefillModel(0.0, UNKNOWN_S_PER_TOKEN, 0.0)
 Models = Mapping[Kind, PrefillModel]
 
 

@@ -19,15 +19,13 @@ def can_take(worker: WorkerView, request: RequestView, oldest_s: float) -> bool:
     )
 
 
-def decode_workers(request: RequestView, view: FleetView, now_s: float) -> list[WorkerView]:
-    """Workers that can land and decode the request now."""
-    oldest_s = now_s - view.member_timeout_s
-    return [worker for worker in view.decode if can_take(worker, request, oldest_s)]
+def can_prefill(worker: WorkerView, request: RequestView, decode: WorkerView, oldest_s: float) -> bool:
+    """The worker can take the request and has the same model files as its decode worker."""
+    return worker.fingerprint_digest == decode.fingerprint_digest and can_take(worker, request, oldest_s)
 
 
-def prefill_workers(request: RequestView, view: FleetView, decode: WorkerView, site: SiteId, now_s: float) -> list[WorkerView]:
-    """Workers of `site` that can prefill the request for `decode`: same model files, and a path that may be used."""
+def prefill_workers(view: FleetView, decode: WorkerView, site: SiteId, request: RequestView) -> tuple[WorkerView, ...]:
+    """The site's workers with an open prefill door; none where the way from there may not be used."""
     if site != decode.site and (not request.may_leave or Link(site, decode.site) in view.tuning.folded):
-        return []
-    oldest_s, digest = now_s - view.member_timeout_s, decode.fingerprint_digest
-    return [w for w in view.prefill[site] if w.fingerprint_digest == digest and can_take(w, request, oldest_s)]
+        return ()
+    return view.prefill[site]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
+import math
 from dataclasses import dataclass
+from operator import attrgetter
 
 from prfaas.errors import NoWorkerAvailable
 from prfaas.types import Role, Route, SiteId, WorkerId
@@ -38,7 +39,7 @@ class Options:
     remote: tuple[Prefiller, ...]
     forecasts: tuple[tuple[Route, float], ...]  # TTFT of each route's best worker in seconds, where speeds are measured
     local_missing_tokens: int | None  # least that any prefill worker of the decode site would compute
-    holder: Prefiller | None  # the far worker with the longest prefix, among those whose link has bandwidth to spare
+    holder: Prefiller | None  # the far worker with the longest prefix, if any, among those whose link has bandwidth to spare
 
 
 def survey(request: RequestView, view: FleetView, now_s: float, limit: int) -> Options:
@@ -52,17 +53,18 @@ def survey(request: RequestView, view: FleetView, now_s: float, limit: int) -> O
     local: list[_Ranked] = []
     remote: list[_Ranked] = []
     holders: list[_Ranked] = []
+    oldest_s = now_s - view.member_timeout_s
     for site in view.prefill:
-        ranked = _rank(request, view, decode, site, num_bytes, now_s)
+        ranked = _rank(request, view, decode, site, num_bytes, oldest_s, limit)
         if site == decode.site:
             local = ranked
         else:
             remote += ranked
             if Link(site, decode.site) not in view.tuning.scarce:
-                holders += ranked
+                holders += [r for r in ranked if r[2] < request.num_tokens]
     nearest = min((r[2] for r in local), default=None)
-    local, remote = heapq.nsmallest(limit, local), heapq.nsmallest(limit, remote)
-    inline_s = scorers.compute_s(decode, request, view.models)
+    local, remote = sorted(local)[:limit], sorted(remote)[:limit]
+    inline_s = scorers.compute_s(decode, request, view.models.get(Kind(decode.site, decode.role)))
     holder = min(holders, key=lambda r: (r[2], r[0], r[1]), default=None)
     return Options(
         decode=decode,
@@ -88,35 +90,52 @@ def _forecasts(
 
 def choose_decode(request: RequestView, view: FleetView, now_s: float) -> WorkerView:
     """The cheapest decode worker. Raises NoWorkerAvailable."""
-    able = filters.decode_workers(request, view, now_s)
-    if not able:
+    oldest_s = now_s - view.member_timeout_s
+    best: WorkerView | None = None
+    least = math.inf
+    for worker in view.decode:
+        if filters.can_take(worker, request, oldest_s):
+            cost = scorers.decode_cost(worker, request)
+            if cost < least:
+                best, least = worker, cost
+    if best is None:
         raise NoWorkerAvailable(
             f"no decode worker can take a prompt of {request.num_tokens} tokens for {request.model} now "
             f"({len(view.decode)} registered)",
             role=Role.DECODE.value,
             model=request.model,
         )
-    return min(able, key=lambda worker: scorers.decode_cost(worker, request))
+    return best
 
 
 # Cost, id (so that equal costs have an order), missing tokens, compute seconds, worker.
 _Ranked = tuple[float, WorkerId, int, float, WorkerView]
+_QUEUED_S = attrgetter("queued_s")
 
 
 def _rank(
-    request: RequestView, view: FleetView, decode: WorkerView, site: SiteId, num_bytes: int, now_s: float
+    request: RequestView, view: FleetView, decode: WorkerView, site: SiteId, num_bytes: int, oldest_s: float, limit: int
 ) -> list[_Ranked]:
-    """The site's able workers with their costs. What holds for the whole site is computed once."""
+    """The site's able workers with their costs: all that hold something of the prompt, and of the others, which differ
+    by their queues alone, the `limit` freest of each role. What holds for the whole site is computed once."""
     rtt_s = stream_s = 0.0
     if site != decode.site:
         link = view.links.get(Link(site, decode.site))
         rtt_s = link.rtt_s if link is not None else 0.0
         stream_s = scorers.stream_s(link, num_bytes)
+    models = {role: view.models.get(Kind(site, role)) for role in Role}
+    without = dict.fromkeys(Role, 0)  # ranked workers that have nothing of the prompt cached
     ranked: list[_Ranked] = []
-    for worker in filters.prefill_workers(request, view, decode, site, now_s):
-        missing = scorers.prefill_tokens(worker, request)
-        compute_s = scorers.compute_s(worker, request, view.models)
-        ranked.append((worker.queued_s + max(compute_s, stream_s) + rtt_s, worker.worker_id, missing, compute_s, worker))
+    for worker in sorted(filters.prefill_workers(view, decode, site, request), key=_QUEUED_S):
+        cached = request.cached_tokens.get(worker.worker_id, 0)
+        if not cached and without[worker.role] >= limit:
+            continue  # equally fast workers with shorter queues stand before it already
+        if not filters.can_prefill(worker, request, decode, oldest_s):
+            continue
+        without[worker.role] += not cached
+        compute_s = scorers.compute_s(worker, request, models[worker.role])
+        landed_s = worker.queued_s + max(compute_s, stream_s) + rtt_s
+        ranked.append((landed_s, worker.worker_id, request.num_tokens - cached, compute_s, worker))
     return ranked
 
 

@@ -8,7 +8,7 @@ layouts share nothing and form families. Knows nothing of requests, loads or the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ from prfaas.types import (
 from router.policy.holder_table import NO_KEY, WORD_BITS, HolderTable, Keys, Masks
 
 _FIRST_LOOK_BLOCKS = 64
-_LOOK_FURTHER = 4  # each further look takes so many times as many blocks
+_LOOK_FURTHER = 8  # each further look takes so many times as many blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,14 @@ def block_keys(hashes: Sequence[BlockHash]) -> Keys:
     keys = words[::2].copy()
     keys[keys == NO_KEY] = 1
     return keys
+
+
+def set_bits(word: int) -> Iterator[int]:
+    """Positions of the set bits of a word, lowest first."""
+    while word:
+        low = word & -word
+        yield low.bit_length() - 1
+        word ^= low
 
 
 class FamilyIndex:
@@ -181,19 +189,20 @@ class FamilyIndex:
 
     def _longest(self, valid: Masks) -> dict[WorkerId, int]:
         """The last row in which each worker's bit is set, in tokens."""
-        reach = np.bitwise_or.accumulate(valid[::-1], axis=0)[::-1]  # row i: workers usable at i or beyond
-        after = np.zeros_like(reach)
-        after[:-1] = reach[1:]
-        ends = reach & ~after
+        reach = valid
+        if any(group.kind is not GroupKind.FULL for group in self.family.groups):
+            reach = np.bitwise_or.accumulate(valid[::-1], axis=0)[::-1]  # row i: workers usable at i or beyond
+        ends = reach.copy()
+        ends[:-1] &= ~reach[1:]
+        flat = ends.reshape(-1)
         found: dict[WorkerId, int] = {}
-        for row, word in np.argwhere(ends):
-            bits = int(ends[row, word])
-            while bits:
-                low = bits & -bits
-                worker_id = self._workers.get(int(word) * WORD_BITS + low.bit_length() - 1)
+        for at in np.flatnonzero(flat).tolist():
+            row, word = divmod(at, self._words)
+            tokens = (row + 1) * self.family.block_tokens
+            for bit in set_bits(int(flat[at])):
+                worker_id = self._workers.get(word * WORD_BITS + bit)
                 if worker_id is not None:
-                    found[worker_id] = (int(row) + 1) * self.family.block_tokens
-                bits ^= low
+                    found[worker_id] = tokens
         return found
 
     def _table(self, group: str, tier: CacheTier) -> HolderTable:

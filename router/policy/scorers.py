@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prfaas.types import LinkView
-from router.policy.costs import UNKNOWN_MODEL, Kind, Models
+from router.policy.costs import UNKNOWN_S_PER_TOKEN, PrefillModel
 from router.policy.view import RequestView, WorkerView
 
 # Prompt tokens missing on a decode worker that weigh as much as a full batch already running there. About what a
@@ -61,12 +61,10 @@ def stream_s(link: LinkView | None, num_bytes: int) -> float:
     return (link.queued_bytes + num_bytes) / rate if link is not None and rate > 0 else 0.0
 
 
-def compute_s(worker: WorkerView, request: RequestView, models: Models) -> float:
+def compute_s(worker: WorkerView, request: RequestView, model: PrefillModel | None) -> float:
     """Seconds to compute what `worker` lacks of the prompt: its kind's model, or its reported speed before there is one."""
     cached = request.cached_tokens.get(worker.worker_id, 0)
-    model = models.get(Kind(worker.site, worker.role))
+    missing = request.num_tokens - cached
     if model is not None:
-        return model.seconds(request.num_tokens - cached, cached)
-    if worker.prefill_tokens_per_s > 0:
-        return (request.num_tokens - cached) / worker.prefill_tokens_per_s
-    return UNKNOWN_MODEL.seconds(request.num_tokens - cached, cached)
+        return model.seconds(missing, cached)
+    return missing / worker.prefill_tokens_per_s if worker.prefill_tokens_per_s > 0 else missing * UNKNOWN_S_PER_TOKEN
