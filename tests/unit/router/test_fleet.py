@@ -190,3 +190,17 @@ def test_one_request_view_names_every_block_size_in_the_fleet(world: World) -> N
     request = generation_request(100, deadline_s=4.0)
     view = world.fleet.request_view(request, name_prompt(request, world.fleet.block_sizes()))
     assert (view.num_tokens, view.max_tokens, view.time_left_s, view.cached_tokens) == (100, 4, 4.0, {})
+
+
+def test_measured_prefills_become_a_model_of_their_kind_of_worker(world: World) -> None:
+    world.fleet.register(D1)
+    world.fleet.register(P1)
+    for tokens in (1_000, 2_000, 5_000, 10_000):
+        dispatch_id = world.fleet.dispatched(verdict(), request_view(tokens))
+        world.fleet.prefilled(dispatch_id, report(prefill_s=0.01 + tokens * 1e-4), tokens)
+        world.fleet.ended(dispatch_id)
+    (kind,) = world.fleet.view().models
+    assert kind == (PD, Role.PD_PREFILL)
+    assert world.fleet.view().models[kind].seconds(4_000) == pytest.approx(0.41, rel=0.01)
+    world.beat("p1", WorkerLoad(waiting_prefill_tokens=8192))
+    assert world.fleet.view().prefill[PD][0].queued_s == pytest.approx(0.83, rel=0.02)
