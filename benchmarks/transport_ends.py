@@ -1,6 +1,6 @@
 """The two ends of a measured transfer, each a process of its own: our transport, and a raw socket loop to compare with.
 
-    python -m benchmarks.transport_ends sender|receiver|raw-sender|raw-receiver '{"port": 5000, ...}'
+    python -m benchmarks.transport_ends sender|receiver|mixed|raw-sender|raw-receiver '{"port": 5000, ...}'
 
 A sender prints one line when it listens and serves until its stdin closes; a receiver prints one JSON line of results.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import socket
 import sys
 import threading
@@ -48,13 +49,15 @@ class EndSettings:
     warmup: int = 1
     compute_s: float = 0.0  # the emulated prefill spreads its layers over this long
     lanes: int = 0
-    max_lanes: int = 8
+    max_lanes: int = 16
     chunk_bytes: int = 1024**2
     streams: int = 1  # raw only: parallel connections
     crc: bool = True  # raw only
     seconds: float = 0.0  # receiver: repeat until this long has passed instead of `repeat` times
-    small_bytes: int = 0  # receiver: size of the small transfers that run among the large ones
-    background: int = 0  # receiver: large transfers kept running meanwhile
+    small_bytes: int = 0  # receiver: size of the small transfers that are timed among the large ones
+    large: int = 0  # receiver: transfers of `size_bytes` kept running meanwhile
+    small: int = 0  # receiver: small transfers kept running at the same time
+    egress_bytes_per_s: int = 0  # sender: pace traffic to the other site
 
     def transport(self) -> TransportSettings:
         certs = Path(self.certs)
@@ -64,7 +67,13 @@ class EndSettings:
                 ca_file=certs / "ca.pem", cert_file=certs / "cert.pem", key_file=certs / "key.pem", server_name="bench"
             )
         tls = tls.model_copy(update={"allow_plaintext": True})
-        return TransportSettings(chunk_bytes=self.chunk_bytes, lanes=self.lanes, max_lanes=self.max_lanes, tls=tls)
+        return TransportSettings(
+            chunk_bytes=self.chunk_bytes,
+            lanes=self.lanes,
+            max_lanes=self.max_lanes,
+            egress_bytes_per_s=self.egress_bytes_per_s,
+            tls=tls,
+        )
 
 
 def offer_of(size_bytes: int) -> Offer:
@@ -186,9 +195,50 @@ async def receiver(end: EndSettings) -> None:
         assert sink.landed == tokens_bytes
         number += 1
     report = {"times": times, "wire_s": wires, "lanes": lanes, "bytes": tokens_bytes, "cpu_s": time.process_time() - cpu}
+    report["warmup"] = end.warmup
     links = transport.links()
     report["rtt_s"] = links[0].rtt_s if links else 0.0
     print(json.dumps(report), flush=True)
+    await transport.close()
+
+
+async def mixed(end: EndSettings) -> None:
+    """Small transfers timed alone, then `small` at a time among `large` large ones."""
+    transport = GrpcPrefillTransport(end.transport(), SiteId("west"), MonotonicClock())
+    address = f"{end.host}:{end.port}"
+    buffers = [memoryview(bytearray(end.small_bytes)) for _ in range(end.small)]
+    sinkhole = memoryview(bytearray(end.size_bytes))
+
+    async def small(buffer: memoryview, times: list[float]) -> None:
+        at = time.perf_counter()
+        await transport.fetch(order_of(end.small_bytes, 0), address, BufferSink(buffer))
+        times.append(time.perf_counter() - at)
+
+    alone: list[float] = []
+    for _ in range(end.repeat):
+        await small(buffers[0], alone)
+    moved = [0]
+
+    async def large() -> None:
+        while True:
+            await transport.fetch(order_of(end.size_bytes, 0), address, BufferSink(sinkhole))
+            moved[0] += end.size_bytes
+
+    running = [asyncio.create_task(large()) for _ in range(end.large)]
+    await asyncio.sleep(1.0)
+    among: list[float] = []
+
+    async def repeat(buffer: memoryview) -> None:
+        for _ in range(end.repeat):
+            await small(buffer, among)
+            await asyncio.sleep(0.02)
+
+    await asyncio.gather(*(repeat(buffer) for buffer in buffers))
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"alone": alone, "among": among, "moved": moved[0], "peak_bytes": peak}), flush=True)
     await transport.close()
 
 
@@ -264,6 +314,8 @@ def main() -> None:
         asyncio.run(sender(end))
     elif kind == "receiver":
         asyncio.run(receiver(end))
+    elif kind == "mixed":
+        asyncio.run(mixed(end))
     elif kind == "raw-sender":
         raw_sender(end)
     else:

@@ -36,6 +36,11 @@ class Path:
         """Smallest recent round trip; 0 when unknown."""
         return self._rtt_s
 
+    @property
+    def loss_ratio(self) -> float:
+        """Share of the sender's bytes that were sent again; 0 when unknown."""
+        return self.retransmitted_bytes / self.sent_bytes if self.sent_bytes else 0.0
+
     def round_trip(self, rtt_s: float, now_s: float) -> None:
         """Record a measured round trip."""
         if self._rtt_s == 0.0 or rtt_s <= self._rtt_s or now_s - self._rtt_at_s > RTT_WINDOW_S:
@@ -66,7 +71,7 @@ class Path:
             goodput_bytes_per_s=self.goodput.bytes_per_s,
             queued_bytes=max(0, self.queued_bytes),
             rtt_s=self._rtt_s,
-            loss_ratio=self.retransmitted_bytes / self.sent_bytes if self.sent_bytes else 0.0,
+            loss_ratio=self.loss_ratio,
             retransmitted_bytes=self.retransmitted_bytes,
             active_transfers=self.active,
             age_s=max(0.0, now_s - self._heard_s),
@@ -160,7 +165,8 @@ class FetchMonitor:
     def wanted_lanes(self, total_bytes: int) -> int:
         if self._path is None:
             return 1
-        return self._path.tuner.wanted(total_bytes, self._chunk_bytes, self._path.rtt_s)
+        path = self._path
+        return path.tuner.wanted(total_bytes, self._chunk_bytes, path.rtt_s, path.loss_ratio)
 
     def one_way_s(self) -> float:
         return self._path.rtt_s / 2 if self._path is not None else 0.0

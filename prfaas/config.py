@@ -75,7 +75,7 @@ class TransportSettings(Settings):
     """Moving KV caches."""
 
     chunk_bytes: PositiveInt = 1024**2  # target payload of one chunk
-    max_lanes: PositiveInt = 8  # connections per transfer at most
+    max_lanes: PositiveInt = 16  # connections per transfer and per peer at most
     lanes: NonNegativeInt = 0  # 0: adapt to the path
     lease_s: PositiveSeconds = 30.0  # a sender keeps a transfer this long without progress
     progress_timeout_s: PositiveSeconds = 10.0  # a receiver gives up (or resumes) after this long without a byte

@@ -2,13 +2,14 @@
 
 One TCP connection fills a clean path; under loss each connection carries about 1.2 * MSS / (RTT * sqrt(p)) whatever
 the link's size (Mathis et al., 1997), and throughput grows with the number of connections until the link is full.
-Loss is hard to see from outside, so the tuner climbs: it doubles the lanes while that makes transfers faster, and
-halves them again when fewer turn out to do as well.
+So where loss is known the tuner goes to the limit at once. Where it is not known it climbs: it doubles the lanes while
+that makes transfers faster. In both cases it comes back down when fewer lanes turn out to do as well.
 """
 
 from __future__ import annotations
 
 LOCAL_RTT_S = 0.002  # below this one connection recovers from loss within a few milliseconds
+LOSSY = 2e-4  # above this share of retransmitted bytes one connection cannot fill a long path
 GAIN = 1.15  # a doubling that brings less than this is not worth its connections
 REVISIT_TRANSFERS = 32  # after so many transfers the neighbouring lane counts are tried again
 
@@ -22,13 +23,17 @@ class LaneTuner:
         self._lanes: int | None = None
         self._best: dict[int, float] = {}  # lanes -> smoothed goodput, bytes/s
         self._since_best = 0
+        self._met_loss = False
 
-    def wanted(self, total_bytes: int, chunk_bytes: int, rtt_s: float) -> int:
-        """Lanes for a transfer of `total_bytes`. `rtt_s` is 0 when unknown; never more lanes than chunks."""
+    def wanted(self, total_bytes: int, chunk_bytes: int, rtt_s: float, loss_ratio: float = 0.0) -> int:
+        """Lanes for a transfer of `total_bytes`. Unknown `rtt_s` and `loss_ratio` are 0; never more lanes than chunks."""
         if self._fixed:
             return self._fixed
-        if self._lanes is None:
+        if self._lanes is None or (self._lanes == 1 and rtt_s > LOCAL_RTT_S and not self._best):
             self._lanes = self._start(rtt_s)
+        if loss_ratio > LOSSY and rtt_s > LOCAL_RTT_S and not self._met_loss:
+            self._met_loss = True
+            self._lanes = self._max_lanes
         return max(1, min(self._lanes, total_bytes // max(1, chunk_bytes)))
 
     def observe(self, lanes: int, goodput_bytes_per_s: float, rtt_s: float) -> None:
