@@ -10,7 +10,7 @@ import hashlib
 import platform
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -144,12 +144,13 @@ class NativeKernels:
 def open_kernels(cache: Path, num_threads: int) -> Kernels:
     """The native kernels, compiled into `cache` on first use, or torch's where they cannot be had (which is logged)."""
     log = logger("prfaas.model.kernels")
-    source = resources.files("prfaas.model.kernels").joinpath("native", "kernels.cpp").read_bytes()
-    key = hashlib.sha256(source + " ".join(_FLAGS).encode() + _processor().encode()).hexdigest()[:16]
+    sources = _sources()
+    text = b"".join(sources.values()) + " ".join(_FLAGS).encode() + _processor().encode()
+    key = hashlib.sha256(text).hexdigest()[:16]
     target = cache / f"kernels-{key}.so"
     try:
         if not target.is_file():
-            _compile(source, target)
+            _compile(sources, target)
         library = ctypes.CDLL(str(target))
         if not library.prfaas_supported():
             log.info("native kernels are off: this processor has no AVX512-BF16")
@@ -160,13 +161,20 @@ def open_kernels(cache: Path, num_threads: int) -> Kernels:
     return NativeKernels(library, num_threads)
 
 
-def _compile(source: bytes, target: Path) -> None:
-    """Into a temporary file first: several workers may start at once."""
+def _sources() -> dict[str, bytes]:
+    """File name to content of the C++ files beside this module."""
+    folder = resources.files("prfaas.model.kernels.native")
+    return {name: folder.joinpath(name).read_bytes() for name in ("kernels.cpp", "pool.h")}
+
+
+def _compile(sources: Mapping[str, bytes], target: Path) -> None:
+    """Into a temporary directory first: several workers may start at once."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        code, built = Path(scratch) / "kernels.cpp", Path(scratch) / "kernels.so"
-        code.write_bytes(source)
-        command = ["c++", *_FLAGS, "-o", str(built), str(code)]
+        for name, content in sources.items():
+            (Path(scratch) / name).write_bytes(content)
+        built = Path(scratch) / "kernels.so"
+        command = ["c++", *_FLAGS, "-o", str(built), str(Path(scratch) / "kernels.cpp")]
         subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_TIMEOUT_S)
         built.replace(target)
 

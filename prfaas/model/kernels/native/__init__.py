@@ -1,0 +1,1 @@
+"""C++ source of the native kernels; `prfaas.model.kernels.native_library` compiles it."""
