@@ -196,6 +196,7 @@ class Fleet:
             prefill_tokens=view.num_tokens - view.cached_tokens.get(prefiller, 0),
             blocks=-(-(view.num_tokens - held) // block_tokens),
             prefill_ms=round(verdict.compute_s * 1000),
+            held_tokens=held,
         )
         dispatch_id = self._ledger.open(dispatch)
         self._touch(dispatch)
@@ -203,9 +204,12 @@ class Fleet:
 
     def prefilled(self, dispatch_id: DispatchId, report: PrefillReport, num_tokens: int) -> None:
         """The prompt is computed and landed: what it took refines the forecasts to come."""
-        self._touch(self._ledger.prefilled(dispatch_id))
+        dispatch = self._ledger.prefilled(dispatch_id)
+        self._touch(dispatch)
         member = self._members.get(report.worker_id)
-        if member is None:
+        # What a report calls cached may be the receiver's prefix, which the sender computed all the same.
+        unclear = report.worker_id != dispatch.decode_worker and 0 < report.cached_tokens <= dispatch.held_tokens
+        if member is None or unclear:
             return
         kind = Kind(member.info.site, member.info.role)
         fit = self._fits.setdefault(kind, PrefillFit())

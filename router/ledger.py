@@ -23,6 +23,7 @@ class Dispatch:
     prefill_tokens: int
     blocks: int
     prefill_ms: int = 0  # whole milliseconds, so that sums return to zero
+    held_tokens: int = 0  # of the prompt, on the decode worker
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,3 +204,13 @@ def test_measured_prefills_become_a_model_of_their_kind_of_worker(world: World) 
     assert world.fleet.view().models[kind].seconds(4_000) == pytest.approx(0.41, rel=0.01)
     world.beat("p1", WorkerLoad(waiting_prefill_tokens=8192))
     assert world.fleet.view().prefill[PD][0].queued_s == pytest.approx(0.83, rel=0.02)
+
+
+def test_a_prefix_that_only_the_receiver_held_says_nothing_of_the_senders_speed(world: World) -> None:
+    world.fleet.register(D1)
+    world.fleet.register(P1)
+    for _ in range(6):
+        dispatch_id = world.fleet.dispatched(verdict(), request_view(1_000, d1=960))
+        world.fleet.prefilled(dispatch_id, report(cached_tokens=960), 1_000)
+        world.fleet.ended(dispatch_id)
+    assert world.fleet.view().models == {}
