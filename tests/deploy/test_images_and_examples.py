@@ -52,9 +52,9 @@ def test_the_router_image_has_neither_torch_nor_ray() -> None:
     assert "ray==" not in base
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
-def test_an_example_deployment_is_accepted_whole(example: Path) -> None:
-    deployment = build_deployment(file=example, counts=None, flags={}, environ={})
+@pytest.mark.parametrize("example", ["deployment.yaml", "two-ray-clusters.yaml"])
+def test_an_example_deployment_is_accepted_whole(example: str) -> None:
+    deployment = build_deployment(file=ROOT / "examples" / example, counts=None, flags={}, environ={})
     orders = worker_orders(deployment, deployment.sites, source="/m", served_name="m", router_address="r:1")
     assert {order.settings.role for order in orders} == {"prefill", "pd_prefill", "decode"}
     router_settings(deployment, source="/m", served_name="m")
