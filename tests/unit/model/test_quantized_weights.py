@@ -53,7 +53,7 @@ def test_unpacking_inverts_packing_and_scales_by_group() -> None:
 
 
 def test_unpacking_equals_compressed_tensors() -> None:
-    helpers = pytest.importorskip("compressed_tensors.compressors.quantized_compressors.pack_quantized")
+    helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
     values = torch.randint(-8, 8, (5, 64), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
     packed = helpers.pack_to_int32(values, 4)
     assert torch.equal(unpack_int4(packed), helpers.unpack_from_int32(packed, 4, values.shape))
