@@ -6,6 +6,7 @@ gateway as a status. Lives on one event loop and takes no locks. Decides nothing
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -37,6 +38,7 @@ from router.policy.view import FleetView, Link, RequestView, Tuning, WorkerView
 
 _log = logger(__name__)
 
+RECENT_REQUESTS = 4000  # that the long loop looks at
 LINK_EXPIRY_S = 30.0  # link reports older than this say nothing about the link
 
 
@@ -74,6 +76,7 @@ class Fleet:
         self._ledger = Ledger()
         self._board = LinkBoard(LINK_EXPIRY_S)
         self._links: dict[Link, LinkView] = {}
+        self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT_REQUESTS)
         self._outcomes: dict[Link, Outcomes] = {}
         self._fits: dict[Kind, PrefillFit] = {}
         self._models: dict[Kind, PrefillModel] = {}
@@ -231,6 +234,15 @@ class Fleet:
         link = Link(source.info.site, target.info.site)
         seen = self._outcomes.get(link, Outcomes())
         self._outcomes[link] = Outcomes(seen.landed + landed, seen.failed + (not landed), seen.sent_bytes + sent_bytes)
+
+    def finished(self, uncached_tokens: int, output_tokens: int) -> None:
+        """Remember what a finished request asked for, for the long loop."""
+        self._recent.append((uncached_tokens, output_tokens))
+
+    def recent_requests(self) -> tuple[tuple[int, ...], float]:
+        """Uncached prompt lengths and the mean output length of the last RECENT_REQUESTS requests, in tokens."""
+        outputs = [output for _, output in self._recent]
+        return tuple(uncached for uncached, _ in self._recent), sum(outputs) / max(1, len(outputs))
 
     def take_outcomes(self) -> dict[Link, Outcomes]:
         """Transfers that ended since the last call, by link."""

@@ -35,6 +35,7 @@ from router.policy.short_loop import ShortLoop
 from router.policy.threshold import ThresholdPolicy
 from router.policy.view import Tuning
 from router.registry import RegistryService
+from router.replanner import Replanner
 from router.tuner import Tuner
 
 _log = logger(__name__)
@@ -101,6 +102,7 @@ async def _serve(
     if settings.policy.adaptive:
         loop = ShortLoop(settings.policy.threshold_tokens, settings.policy.ttft_slo_s)
         tasks.append(asyncio.create_task(Tuner(fleet=fleet, loop=loop, metrics=metrics, clock=clock).run()))
+        tasks.append(asyncio.create_task(Replanner(fleet=fleet, loop=loop, metrics=metrics).run()))
     try:
         serving = asyncio.create_task(http.serve(sockets=[listener]))
         await _until(lambda: http.started or serving.done())

@@ -181,6 +181,7 @@ class RoutedPipeline:
         start = self._decide(trip, request)
         decision, worker_id = start.verdict.decision, start.verdict.decision.decode_worker
         held: Prefilled | None = None
+        num_tokens = 0
         try:
             if not trip.announced:
                 trip.announced = True
@@ -194,6 +195,8 @@ class RoutedPipeline:
                         self._compare(start, held.report)
                         yield held
                         held = None
+                    if isinstance(event, NewTokens):
+                        num_tokens += len(event.outputs)
                     yield event
         except PrfaasError as error:
             trip.failed[worker_id] = error.code
@@ -203,6 +206,8 @@ class RoutedPipeline:
             raise
         finally:
             self._fleet.ended(start.dispatch_id)
+            if num_tokens:
+                self._fleet.finished(decision.uncached_tokens, num_tokens)
 
     def _decide(self, trip: _Trip, request: GenerationRequest) -> _Start:
         started_s = self._clock.now_s()
