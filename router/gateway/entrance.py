@@ -12,7 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prfaas.clock import Clock
-from prfaas.errors import PrfaasError
+from prfaas.errors import PrfaasError, RequestError
 from prfaas.log import logger
 from prfaas.metrics import REQUESTS, MetricSet
 from router.gateway.errors import error_body_for
@@ -33,7 +33,7 @@ def is_open(path: str) -> bool:
     return path in OPEN or path.startswith("/static/")
 
 
-class BodyTooLarge(PrfaasError):
+class BodyTooLarge(RequestError):
     """The body passes the limit; detail: limit_bytes."""
 
     code = "body_too_large"

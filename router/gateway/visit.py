@@ -10,7 +10,7 @@ from uuid import uuid4
 from starlette.requests import Request
 from starlette.types import Scope
 
-from prfaas.errors import PrfaasError, RequestCancelled
+from prfaas.errors import CapacityError, DeadlineExceeded, PrfaasError, RequestCancelled, RequestError
 from router.gateway.keys import Caller
 
 STATE_KEY = "prfaas_visit"
@@ -52,12 +52,18 @@ class Visit:
             self.caller.charge(tokens=tokens, egress_bytes=sum(meter.egress_bytes for meter in self.meters))
 
     def fail(self, error: PrfaasError) -> None:
-        """Note that the request ends with this error."""
-        self.end(error.http_status, error.code, cancelled=isinstance(error, RequestCancelled))
+        """Note that the request ends with this error: by the client's doing, refused, or broken underway."""
+        if isinstance(error, RequestCancelled):
+            self.outcome = "cancelled"
+        elif isinstance(error, RequestError | CapacityError) and not isinstance(error, DeadlineExceeded):
+            self.outcome = "rejected"
+        else:
+            self.outcome = "failed"
+        self.reason = error.code
 
-    def end(self, status: int, code: str, *, cancelled: bool = False) -> None:
-        """Note how the request ends, by HTTP status and code."""
-        self.outcome = "cancelled" if cancelled else "failed" if status >= 500 and status != 503 else "rejected"
+    def end(self, status: int, code: str) -> None:
+        """Note an end that is no error of ours, by HTTP status and code."""
+        self.outcome = "failed" if status >= 500 else "rejected"
         self.reason = code
 
 

@@ -208,7 +208,7 @@ async def test_errors_after_the_first_token_end_the_stream(bench: Bench) -> None
     last = json.loads(response.text.strip().split("\n\n")[-1].removeprefix("data: "))
     assert last["error"]["code"] == "worker_unreachable"
     assert "[DONE]" not in response.text
-    assert bench.metric("prfaas_requests_total", outcome="rejected", reason="worker_unreachable") == 1
+    assert bench.metric("prfaas_requests_total", outcome="failed", reason="worker_unreachable") == 1
 
 
 async def test_server_faults_count_as_failed(bench: Bench) -> None:
@@ -260,6 +260,7 @@ class TestDeadline:
         response = await bench.chat(stream=stream)
         assert response.status_code == 504
         assert response.json()["error"]["code"] == "deadline_exceeded"
+        assert bench.metric("prfaas_requests_total", outcome="failed", reason="deadline_exceeded") == 1
         assert bench.pipeline.ended == ["closed"]
 
 
