@@ -115,6 +115,8 @@ class HybridCache:
         wanted |= dict.fromkeys(self._state, 1)
         if not self._have_room(wanted, shared, snapshots, demand.spare_blocks):
             return None
+        for node in path:  # held before anything is evicted for the rest
+            node.holders += 1
         for name, blocks in shared.items():
             for block in blocks:
                 self._pools[name].use(block)
@@ -128,8 +130,6 @@ class HybridCache:
         moves = tuple(Move(name, source, slots[name]) for name, source in snapshots.items())
         for name in snapshots:
             self._pools[name].use(slots[name])
-        for node in path:
-            node.holders += 1
         torn = {
             group.name: starts[group.name]
             for group in self._sliding
@@ -171,6 +171,8 @@ class HybridCache:
     def grow(self, lease: Lease, num_tokens: int) -> bool:
         """Cover [.., num_tokens) in every table. False, and nothing changed, when blocks are lacking."""
         upto = self._num_blocks(num_tokens)
+        if all(len(table) >= upto for table in lease.tables.values()):
+            return True
         wanted = {name: max(0, upto - len(table)) for name, table in lease.tables.items()}
         if any(count > self._pools[name].num_available for name, count in wanted.items()):
             return False

@@ -14,12 +14,13 @@ from dataclasses import replace
 
 from prfaas.cache.hybrid import Demand, HybridCache
 from prfaas.config import EngineSettings
+from prfaas.engine.answers import accepted_by_grammars, take_drawn, take_first
 from prfaas.engine.api import Admitted, EngineEvent, Finished, LayersReady, TokensOut
 from prfaas.engine.backend import PoolSize
 from prfaas.engine.job import Job, JobId, JobKind, JobState, Sample, Strand
 from prfaas.engine.jobs import JobMaker
 from prfaas.engine.rows import build_plan, is_answered
-from prfaas.engine.rules import check_request, finish_reason, total_tokens
+from prfaas.engine.rules import check_request, total_tokens
 from prfaas.engine.totals import CoreTotals
 from prfaas.errors import DeadlineExceeded, EngineFailed, OutOfBlocks, PrfaasError, RequestCancelled, TransferGone
 from prfaas.modelspec import ModelSpec
@@ -124,23 +125,18 @@ class EngineCore:
         self.cache.publish(sequence.held, sequence.names, sequence.computed)
         job.state, job.pinned, job.admitted_s = JobState.ACTIVE, None, now_s
         self._emit(job, Admitted(job.cached_tokens, now_s - job.arrival_s))
-        accepted: list[tuple[str, tuple[int, ...]]] = []
-        outputs: list[TokenOutput] = []
-        for output in sorted(first, key=lambda each: each.index):
-            sample = job.samples[output.index]
-            sample.tokens.append(output.token_id)
-            done = output.finish_reason is FinishReason.STOP
-            sample.finish = finish_reason(job.request, self.spec, sample.tokens, grammar_done=done)
-            outputs.append(replace(output, finish_reason=sample.finish))
-            if job.request.sampling.grammar is not None and sample.finish is None:
-                accepted.append((sample.grammar_key, (output.token_id,)))
-        self._emit(job, TokensOut(tuple(outputs), prefill_s=0.0))
+        outputs = take_first(job, self.spec, first)
+        accepted = accepted_by_grammars(job)
+        self._emit(job, TokensOut(outputs, prefill_s=0.0))
         job.spoke = True
         self._continue(job, strand, requeue=True)
         return accepted
 
     def cancel(self, job_id: JobId, error: PrfaasError | None = None) -> None:
-        """End a job with an error (RequestCancelled unless given). Idempotent; what a step still uses is freed after it."""
+        """End a job: cancel with an error (RequestCancelled unless given), release an export, abort a landing.
+
+        Idempotent; what a step, a reader or a writer still uses is freed when it is done.
+        """
         job = self._jobs.get(job_id)
         if job is None or job.state is JobState.LEAVING:
             return
@@ -148,10 +144,6 @@ class EngineCore:
             self._count_waste(job)
             self._emit(job, error or RequestCancelled("the request was cancelled"))
         self._end(job)
-
-    def release(self, job_id: JobId) -> None:
-        """Unpin an export (cancelling it if it still runs) or abort a landing. Idempotent."""
-        self.cancel(job_id)
 
     def borrow(self, job_id: JobId, group: str) -> tuple[int, ...]:
         """A group's block table (or its one state slot) for reading or writing outside the core, until `give_back`.
@@ -252,11 +244,6 @@ class EngineCore:
         """When `plan` must be called again even if nothing else happens."""
         return min((j.deadline_s for j in self._jobs.values() if j.deadline_s is not None), default=None)
 
-    def queue_position(self, job_id: JobId) -> int | None:
-        """How many sequences go before a waiting job; None when it does not wait."""
-        job = self._jobs.get(job_id)
-        return None if job is None or not job.strands else self.scheduler.queue_position(job.strands[0].sequence)
-
     def jobs(self) -> tuple[Job, ...]:
         """Everything that holds or wants something here. To be looked at, not changed."""
         return tuple(self._jobs.values())
@@ -305,26 +292,15 @@ class EngineCore:
             self._emit(job, LayersReady(0, self.spec.num_layers, 0, sequence.cached))
 
     def _drawn(self, job: Job, strand: Strand, drawn: Sequence[Drawn], now_s: float) -> None:
-        outputs: list[TokenOutput] = []
-        for sample, token in zip(strand.samples, drawn, strict=True):
-            position = len(sample.tokens)
-            sample.tokens.append(token.token_id)
-            sample.finish = finish_reason(job.request, self.spec, sample.tokens, grammar_done=token.grammar_done)
-            logprobs = tuple(job.prompt_logprobs) if self._wants_prompt_logprobs(job, sample) else None
-            outputs.append(
-                TokenOutput(sample.index, position, token.token_id, token.logprob, token.top_logprobs, sample.finish, logprobs)
-            )
+        outputs = take_drawn(job, strand, self.spec, drawn)
         self.totals.sampled += len(outputs)
         first_s = now_s - job.admitted_s if job.admitted_s is not None and not job.spoke else None
-        self._emit(job, TokensOut(tuple(outputs), prefill_s=first_s))
+        self._emit(job, TokensOut(outputs, prefill_s=first_s))
         job.spoke = True
         if job.kind is JobKind.EXPORT:
             self._finish_export(job, strand)
         else:
             self._continue(job, strand, requeue=False)
-
-    def _wants_prompt_logprobs(self, job: Job, sample: Sample) -> bool:
-        return not job.spoke and sample.index == 0 and job.request.sampling.prompt_logprobs is not None
 
     def _finish_export(self, job: Job, strand: Strand) -> None:
         self.scheduler.leave(strand.sequence)

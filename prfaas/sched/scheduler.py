@@ -104,9 +104,6 @@ class Scheduler:
         """Let a sequence wait that was admitted before (landed, forked or preempted); there is always room for it."""
         self._waiting.push(sequence)
 
-    def queue_position(self, sequence: Sequence) -> int | None:
-        return self._waiting.position(sequence)
-
     def add_moves(self, moves: Iterable[Move]) -> None:
         """Copies that must run before the next step."""
         self._moves.extend(moves)

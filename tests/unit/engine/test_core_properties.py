@@ -129,7 +129,7 @@ class EngineMachine(RuleBasedStateMachine):
     def release(self) -> None:
         job_id = next(j for j in self.exports if j in self.ended)
         self.check_export(job_id)
-        self.core.release(job_id)
+        self.core.cancel(job_id)
         self.exports.discard(job_id)
 
     # What the engine's thread does
@@ -266,10 +266,9 @@ class EngineMachine(RuleBasedStateMachine):
         raise AssertionError("the engine makes no progress")
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("host", [0, 12])
 @pytest.mark.parametrize("shape", ["dense", "kimi", "gemma", "everything", "recurrent"])
 def test_random_lives_of_an_engine(shape: str, host: int) -> None:
     machine = type(f"Machine_{shape}_{host}", (EngineMachine,), {"shape": shape, "host": host})
-    quick = settings(max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+    quick = settings(max_examples=20, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=quick)  # type: ignore[no-untyped-call]

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from prfaas.clock import ManualClock
 from prfaas.config import EngineSettings
 from prfaas.engine.api import Admitted, EngineEvent, EngineStream, Finished, Landing, LayersReady, TokensOut
+from prfaas.engine.emulated import EmulatedBackend
 from prfaas.engine.loop import LoopedEngine
-from prfaas.errors import Draining, InvalidRequest, OutOfBlocks, PromptTooLong, QueueFull, RequestCancelled, TransferGone
+from prfaas.errors import (
+    DeadlineExceeded,
+    Draining,
+    EngineFailed,
+    InvalidRequest,
+    OutOfBlocks,
+    PromptTooLong,
+    QueueFull,
+    RequestCancelled,
+    TransferGone,
+)
 from prfaas.modelspec import GroupKind, KvRange, ModelSpec
+from prfaas.planner.profile import Curve, HardwareProfile
 from prfaas.types import FinishReason, GenerationRequest, RequestId, SamplingParams, TokenOutput
-from tests.support.tiny_specs import SHAPES, emulated_engine, tiny_spec
+from tests.support.tiny_specs import INSTANT, SHAPES, emulated_engine, pool_sizes, tiny_spec
 
 ANSWER = 10
 
@@ -43,6 +59,16 @@ def assert_nothing_held(engine: LoopedEngine) -> None:
     held = engine.counters()
     names = ("blocks_used", "slots_used", "sequences_running", "sequences_waiting", "landings", "exports_pinned")
     assert {name: held[name] for name in names} == dict.fromkeys(names, 0)
+
+
+def assert_opened(gate: threading.Event) -> None:
+    assert gate.wait(20)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 async def transfer(source: EngineStream, landing: Landing, spec: ModelSpec, num_tokens: int) -> list[TokenOutput]:
@@ -193,22 +219,77 @@ async def test_samples_share_one_prefill_and_differ() -> None:
 
 
 @pytest.mark.parametrize("export", [False, True])
-async def test_cancelling_frees_everything(export: bool) -> None:
-    engine = emulated_engine(tiny_spec("kimi", context=4096), blocks=600)
-    stream = engine.submit(ask(prompt(200), max_tokens=2000), export=export)
+async def test_cancelling_in_mid_step_answers_at_once_and_frees_after_it(export: bool) -> None:
+    spec, gate = tiny_spec("kimi"), threading.Event()
+    backend = EmulatedBackend(spec, pool_sizes(spec), INSTANT, sleep=lambda _: assert_opened(gate))
+    engine = emulated_engine(spec, backend=backend)
+    stream = engine.submit(ask(prompt(60)), export=export)
     events = stream.events()
-    await anext(events)
+    assert isinstance(await anext(events), Admitted)
     stream.cancel()
     stream.cancel()
     with pytest.raises(RequestCancelled):
-        async for _ in events:
-            pass
-    for _ in range(200):
-        if engine.counters()["blocks_used"] == 0:
-            break
-        await asyncio.sleep(0.01)
+        await anext(events)
+    assert engine.counters()["blocks_used"] > 0  # the running step still writes to them
+    gate.set()
+    await until(lambda: engine.counters()["blocks_used"] == 0)
     assert_nothing_held(engine)
     await engine.close()
+
+
+async def test_a_failing_step_fails_its_sequences_and_the_engine_goes_on() -> None:
+    spec = tiny_spec("everything")
+    broken = iter([False, True])
+
+    def sleep(_: float) -> None:
+        if next(broken, False):
+            raise MemoryError("the device is full")
+
+    engine = emulated_engine(spec, backend=EmulatedBackend(spec, pool_sizes(spec), INSTANT, sleep=sleep))
+    with pytest.raises(EngineFailed, match="MemoryError"):
+        await drain(engine.submit(ask(prompt(30))))
+    assert_nothing_held(engine)
+    request = ask(prompt(30))
+    assert answers(await drain(engine.submit(request))) == answers(await truth(spec, request))
+    await engine.close()
+
+
+async def test_a_deadline_ends_what_waits_and_what_runs() -> None:
+    spec, clock = tiny_spec("kimi"), ManualClock()
+    slow = HardwareProfile("slow", Curve((0.0, 1.0), (1.0, 1.0)), Curve((1.0, 2.0), (1.0, 1.0)), 4)
+    engine = emulated_engine(spec, clock=clock, backend=EmulatedBackend(spec, pool_sizes(spec), slow, sleep=clock.advance))
+    request = replace(ask(prompt(20), max_tokens=200), deadline_s=30.0)
+    with pytest.raises(DeadlineExceeded):
+        await drain(engine.submit(request))
+    assert 30.0 <= clock.now_s() <= 40.0
+    assert_nothing_held(engine)
+    await engine.close()
+
+
+async def test_prompt_logprobs_cover_the_prompt_whatever_is_cached() -> None:
+    spec = tiny_spec("kimi")
+    engine = emulated_engine(spec)
+    request = ask(prompt(37), prompt_logprobs=2, logprobs=1)
+    for _ in range(2):
+        events = await drain(engine.submit(request))
+        first = next(event for event in events if isinstance(event, TokensOut)).outputs[0]
+        assert first.prompt_logprobs is not None
+        assert [entry[0].token_id for entry in first.prompt_logprobs] == list(request.tokens[1:])
+        assert {len(entry) for entry in first.prompt_logprobs} == {3}
+        assert len(first.top_logprobs) == 1
+        assert isinstance(events[-1], Finished)
+        assert events[-1].usage.cached_tokens == 0
+    await engine.close()
+
+
+async def test_closing_ends_every_stream() -> None:
+    engine = emulated_engine(tiny_spec("kimi"))
+    stream = engine.submit(ask(prompt(100), max_tokens=100))
+    await engine.close()
+    with pytest.raises(RequestCancelled):
+        await drain(stream)
+    with pytest.raises(Draining):
+        engine.submit(ask(prompt(3)))
 
 
 async def test_an_aborted_landing_leaves_nothing() -> None:

@@ -1,0 +1,55 @@
+"""When a sample is over, and which requests are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from prfaas.engine.rules import check_request, finish_reason, total_tokens
+from prfaas.errors import InvalidRequest
+from prfaas.types import FinishReason, GenerationRequest, RequestId, SamplingParams
+from tests.support.tiny_specs import tiny_spec
+
+SPEC = tiny_spec(context=20)
+STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
+
+
+def request(length: int = 10, **sampling: object) -> GenerationRequest:
+    params = SamplingParams(**{"max_tokens": 5, **sampling})  # type: ignore[arg-type]
+    return GenerationRequest(RequestId("r"), "tiny", tuple(range(1, length + 1)), params)
+
+
+@pytest.mark.parametrize(
+    ("answer", "sampling", "expected"),
+    [
+        ([7], {}, None),
+        ([7, 0], {}, STOP),
+        ([7, 0], {"ignore_eos": True}, None),
+        ([7, 9], {"stop_token_ids": (9,)}, STOP),
+        ([7, 9], {"stop_token_ids": (9,), "ignore_eos": True}, STOP),
+        ([0], {"min_tokens": 1}, None),
+        ([7, 0], {"min_tokens": 1}, STOP),
+        ([1, 2, 3, 4, 5], {}, LENGTH),
+        ([1, 2, 3, 4, 0], {}, STOP),
+        (list(range(1, 11)), {"max_tokens": 100}, LENGTH),  # the context is used up
+    ],
+)
+def test_an_answer_ends_for_one_reason(answer: list[int], sampling: dict[str, object], expected: FinishReason | None) -> None:
+    assert finish_reason(request(**sampling), SPEC, answer, grammar_done=False) is expected
+
+
+def test_a_finished_grammar_ends_the_answer() -> None:
+    assert finish_reason(request(), SPEC, [7], grammar_done=True) is STOP
+
+
+@pytest.mark.parametrize(
+    ("sampling", "param"), [({"n": 0}, "n"), ({"max_tokens": 0}, "max_tokens"), ({"min_tokens": 6}, "min_tokens")]
+)
+def test_counts_out_of_range_are_named(sampling: dict[str, object], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check_request(request(**sampling), SPEC)
+    assert refused.value.param == param
+
+
+def test_a_prompt_may_fill_the_context_but_for_one_token() -> None:
+    check_request(request(19), SPEC)
+    assert total_tokens(request(19), SPEC) == 20
