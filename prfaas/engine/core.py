@@ -145,6 +145,10 @@ class EngineCore:
             self._emit(job, error or RequestCancelled("the request was cancelled"))
         self._end(job)
 
+    def release(self, job_id: JobId) -> None:
+        """Unpin an export (cancelling it if it still runs) or abort a landing. Idempotent."""
+        self.cancel(job_id)
+
     def borrow(self, job_id: JobId, group: str) -> tuple[int, ...]:
         """A group's block table (or its one state slot) for reading or writing outside the core, until `give_back`.
 
