@@ -20,9 +20,9 @@ from prfaas.engine.backend import PoolSize
 from prfaas.engine.job import Job, JobId, JobKind, JobState, Sample, Strand
 from prfaas.engine.jobs import JobMaker
 from prfaas.engine.rows import build_plan, is_answered
-from prfaas.engine.rules import check_request, total_tokens
+from prfaas.engine.rules import check_request, never_fits, total_tokens
 from prfaas.engine.totals import CoreTotals
-from prfaas.errors import DeadlineExceeded, EngineFailed, OutOfBlocks, PrfaasError, RequestCancelled, TransferGone
+from prfaas.errors import DeadlineExceeded, EngineFailed, PrfaasError, RequestCancelled, TransferGone
 from prfaas.modelspec import ModelSpec
 from prfaas.sched.plan import Drawn, StepPlan, StepResult
 from prfaas.sched.scheduler import Limits, Round, Scheduler
@@ -264,14 +264,7 @@ class EngineCore:
         check_request(request, self.spec)
         lacking = self.cache.fits_alone(total_tokens(request, self.spec))
         if lacking is not None:
-            group, needed, existing = lacking
-            raise OutOfBlocks(
-                f"prompt and answer need {needed} blocks of the {group} cache, and it has {existing}; "
-                "shorten the prompt or lower max_tokens",
-                needed_blocks=needed,
-                free_blocks=existing,
-                group=group,
-            )
+            raise never_fits(*lacking)
 
     def _adopt(self, job: Job) -> None:
         self._jobs[job.job_id] = job

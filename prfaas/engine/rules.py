@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prfaas.errors import InvalidRequest, PromptTooLong
+from prfaas.errors import InvalidRequest, OutOfBlocks, PromptTooLong
 from prfaas.modelspec import ModelSpec
 from prfaas.types import FinishReason, GenerationRequest
 
@@ -36,6 +36,17 @@ def check_request(request: GenerationRequest, spec: ModelSpec) -> None:
             max_context_tokens=spec.max_context_tokens,
             excess_tokens=excess,
         )
+
+
+def never_fits(group: str, needed_blocks: int, existing_blocks: int) -> OutOfBlocks:
+    """The refusal of a request that is too large for a cache group even when it is alone."""
+    return OutOfBlocks(
+        f"prompt and answer need {needed_blocks} blocks of the {group} cache, and it has {existing_blocks}; "
+        "shorten the prompt or lower max_tokens",
+        needed_blocks=needed_blocks,
+        free_blocks=existing_blocks,
+        group=group,
+    )
 
 
 def total_tokens(request: GenerationRequest, spec: ModelSpec) -> int:
