@@ -245,6 +245,12 @@ class LiveState(BaseModel):
     traces: list[dict[str, Any]]
 
 
+# One server-sent event, as parsed.
+EVENT_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
 Responses = dict[int | str, dict[str, Any]]
 
 
@@ -252,7 +258,7 @@ def answers(model: type[BaseModel], *, error: type[BaseModel] = OpenAIError, str
     """An endpoint's `responses`: its document, its event stream if it has one, and its errors."""
     good: dict[str, Any] = {"model": model, "description": "The answer"}
     if streams:
-        good["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+        good["content"] = {"text/event-stream": {"schema": EVENT_SCHEMA}}
         good["description"] = "The answer, or with `stream: true` its events"
     wrong = {"model": error, "description": "The request must change, or come back later (`retry-after` says when)"}
     return {200: good, "4XX": wrong, "5XX": {"model": error, "description": "The service failed or has no room"}}

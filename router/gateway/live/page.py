@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from prfaas.errors import QueueFull
 from router.gateway.core import GatewayCore
-from router.gateway.documents import LiveState, Responses, answers
+from router.gateway.documents import EVENT_SCHEMA, LiveState, Responses, answers
 from router.gateway.live.state import live_state
 from router.gateway.openai_wire import late_error
 from router.gateway.reply import EventSink, StreamReply
@@ -39,7 +39,7 @@ def live_routes(core: GatewayCore) -> APIRouter:
     html = (folder / "index.html").read_bytes()
     static = {name: (folder / name).read_bytes() for name in FILES}
     feed = _Feed(core)
-    described = {"description": "A state every second", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    described = {"description": "A state every second", "content": {"text/event-stream": {"schema": EVENT_SCHEMA}}}
     event_answers: Responses = {**answers(LiveState), 200: described}
 
     @router.get("/", response_class=Response, include_in_schema=False)

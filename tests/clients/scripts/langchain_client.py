@@ -27,9 +27,10 @@ def main() -> None:
     try:
         model.bind(extra_body={"colour": "red"}).invoke("x")
     except openai.BadRequestError as error:
-        assert "Unrecognized request argument" in str(error), error
+        refusal = str(error)
     else:
         raise AssertionError("an unknown parameter was accepted")
+    assert "Unrecognized request argument" in refusal, refusal
     try:
         ChatOpenAI(model="other", max_retries=0).invoke("x")
     except openai.NotFoundError:
