@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import gc
 import random
-import resource
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -130,11 +129,15 @@ async def measure_engine(bench: Bench) -> tuple[dict[str, float], float]:
 
 def load_transformers(bench: Bench) -> Any:
     """The same weights as a transformers model, with the attention it chooses by itself."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     path = Path(bench.source)
     if path.is_file():
-        return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=bench.dtype).eval()
+        # Unpacked, as ours is: kernels on packed weights would be another precision.
+        unpacked = GgufConfig(gguf_file=path.name, dequantize=True)
+        return AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=bench.dtype, quantization_config=unpacked
+        ).eval()
     return AutoModelForCausalLM.from_pretrained(path, dtype=bench.dtype).eval()
 
 
@@ -187,7 +190,7 @@ def peak_memory(options: argparse.Namespace) -> Measurement:
 def probe_memory(bench: Bench) -> None:
     """Print bytes by which the peak exceeds the process before loading, and bytes of weights plus configured cache."""
     settings = EngineSettings(cache_bytes=128 * 1024**2)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = resident_bytes("VmRSS")
 
     async def body() -> int:
         device = pick_device("cpu")
@@ -200,8 +203,13 @@ def probe_memory(bench: Bench) -> None:
         return model.spec.num_parameters * bench.dtype.itemsize
 
     weights = asyncio.run(body())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(peak - before, weights + settings.cache_bytes)
+    print(resident_bytes("VmHWM") - before, weights + settings.cache_bytes)
+
+
+def resident_bytes(line: str) -> int:
+    """VmRSS (now) or VmHWM (peak) of this program. getrusage would carry over the peak of the process that forked it."""
+    status = dict(entry.split(":", 1) for entry in Path("/proc/self/status").read_text().splitlines())
+    return int(status[line].split()[0]) * 1024
 
 
 def make_bench(options: argparse.Namespace) -> Bench:
