@@ -30,6 +30,7 @@ from typing import Any
 from benchmarks.table import Measurement, Report, arguments, finish
 from benchmarks.transport_ends import offer_of
 from kv_transport import frames
+from kv_transport.api import Offer
 from kv_transport.grpc_client import GrpcPrefillTransport
 from kv_transport.messages import Digest
 from kv_transport.testing.harness import RECEIVER_SITE, GrpcHarness
@@ -215,7 +216,7 @@ def resume(report: Report, options: argparse.Namespace) -> None:
 
 
 async def _resume(report: Report, rng: random.Random, transfers: int = 200, lanes: int = 2) -> None:
-    settings = TransportSettings(chunk_bytes=MIB // 4, lanes=lanes)
+    settings = TransportSettings(chunk_bytes=MIB, lanes=lanes)
     complete, cuts, worst, total, left = 0, 0, 0.0, 0.0, 0.0
     for number in range(transfers):
         source = source_of(offer=_offer(), seed=number % 4)
@@ -243,8 +244,8 @@ async def _resume(report: Report, rng: random.Random, transfers: int = 200, lane
     report.add(Measurement("resume: chunks resent per cut lane, worst transfer", worst, "chunks", None, 2.0, True))
 
 
-def _offer() -> Any:
-    return offer_of(6 * MIB)
+def _offer() -> Offer:
+    return offer_of(8 * MIB)
 
 
 async def _survives(transport: GrpcPrefillTransport, port: int, source: FakeSource) -> bool:

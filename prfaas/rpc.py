@@ -38,7 +38,7 @@ KEEPALIVE_TIME_MS = 10_000
 KEEPALIVE_TIMEOUT_MS = 5_000
 # A first guess of bandwidth x delay, so that a transfer does not start with HTTP/2's 64 KiB; the BDP probe raises it.
 # It is also what a stream that nobody reads may make its receiver hold.
-WINDOW_BYTES = 2 * 1024**2
+WINDOW_BYTES = 1024**2
 
 Options = list[tuple[str, int | str]]
 
