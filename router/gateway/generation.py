@@ -54,7 +54,10 @@ class Generation:
         """`stops`: stop strings; `keep`: special tokens whose text is wanted."""
         self._core = core
         self.request = request
-        self._samples = [Sample(index, core.text.detokenizer(keep=keep), stops) for index in range(request.sampling.n)]
+        stop_tokens = core.text.vocabulary.specials.union(request.sampling.stop_token_ids)
+        self._samples = [
+            Sample(index, core.text.detokenizer(keep=keep), stops, stop_tokens) for index in range(request.sampling.n)
+        ]
         self.watch = watch
         self.decision: Decision | None = None
         self.report: PrefillReport | None = None

@@ -45,13 +45,18 @@ class _Held:
 class Sample:
     """Feed outputs in order; a token is reported with the delta that completes its text.
 
-    An end-of-sequence or stop token is no part of the text and is not reported, though it counts as generated.
+    An end-of-sequence or stop token is no part of the text and is not reported, though it counts as generated. Another
+    token that ends the sample well is text: the one that completes a grammar.
     """
 
-    def __init__(self, index: int, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
+    def __init__(
+        self, index: int, detokenizer: Detokenizer, stops: Sequence[str], stop_tokens: frozenset[int] = frozenset()
+    ) -> None:
+        """`stops`: stop strings; `stop_tokens`: ids that are no text when they end the sample."""
         self._index = index
         self._detokenizer = detokenizer
         self._matcher = StopMatcher(stops)
+        self._stop_tokens = stop_tokens
         self._held: deque[_Held] = deque()
         self._produced = 0
         self._shown = 0
@@ -63,7 +68,7 @@ class Sample:
         if self.ended:
             return None
         self.num_tokens += 1
-        is_stop_token = output.finish_reason is FinishReason.STOP
+        is_stop_token = output.finish_reason is FinishReason.STOP and output.token_id in self._stop_tokens
         fresh = "" if is_stop_token else self._detokenizer.feed(output.token_id)
         if output.finish_reason is not None:
             fresh += self._detokenizer.finish()

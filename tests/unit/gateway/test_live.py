@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import pytest
 
 from prfaas.types import LinkView, SiteId
-from tests.support.fake_pipeline import REPORT
+from router.api import FleetStatus
+from tests.support.fake_pipeline import REPORT, FakeFleet
 from tests.unit.gateway.conftest import Bench
 
 
@@ -77,12 +77,19 @@ async def test_unknown_capacity_has_no_use_and_states_have_names(bench: Bench) -
 
 async def test_the_stream_ends_when_the_router_drains(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("router.gateway.live.page.EVERY_S", 0.01)
-    asyncio.get_running_loop().call_later(0.3, bench.gate.drain)
+    status, asked = FakeFleet.status, []
+
+    def third_time_drains(fleet: FakeFleet) -> FleetStatus:
+        asked.append(fleet)
+        if len(asked) == 3:
+            bench.gate.drain()
+        return status(fleet)
+
+    monkeypatch.setattr(FakeFleet, "status", third_time_drains)
     response = await bench.client.get("/live/events")
     states = [json.loads(line.removeprefix("data: ")) for line in response.text.splitlines() if line.startswith("data: ")]
     assert response.headers["content-type"].startswith("text/event-stream")
-    assert len(states) >= 2
-    assert {state["model"] for state in states} == {"test-model"}
+    assert [state["model"] for state in states] == ["test-model"] * 3
 
 
 class TestWithKeys:

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from prfaas.text.detokenizer import Detokenizer
 from prfaas.text.vocabulary import Vocabulary
 from prfaas.types import FinishReason, TokenOutput
-from router.gateway.sample import Delta, Sample
+from router.gateway.sample import Delta, Ending, Sample
 
 BYTES = Vocabulary((*(bytes([byte]) for byte in range(256)), b"<end>"), frozenset({256}), {})
 END = 256
 
 
 def run(raw: bytes, stops: list[str], finish: FinishReason = FinishReason.LENGTH) -> tuple[list[Delta], Sample]:
-    sample = Sample(0, Detokenizer(BYTES), stops)
+    sample = Sample(0, Detokenizer(BYTES), stops, frozenset({END}))
     deltas = []
     for position, byte in enumerate(raw):
         last = position == len(raw) - 1 and finish is FinishReason.LENGTH
@@ -40,6 +40,15 @@ def test_a_stop_token_counts_but_says_nothing() -> None:
     assert deltas[-1].ending is not None
     assert deltas[-1].ending.token_id == END
     assert sample.num_tokens == 4
+
+
+def test_the_token_that_completes_a_grammar_is_text() -> None:
+    sample = Sample(0, Detokenizer(BYTES), [], frozenset({END}))
+    assert sample.feed(TokenOutput(0, 0, ord("{"))) is not None
+    last = sample.feed(TokenOutput(0, 1, ord("}"), finish_reason=FinishReason.STOP))
+    assert last is not None
+    assert (last.text, last.ending) == ("}", Ending(FinishReason.STOP))
+    assert [output.token_id for output in last.tokens] == [ord("}")]
 
 
 def test_a_stop_string_cuts_text_and_tokens_together() -> None:
