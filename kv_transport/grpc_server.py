@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
@@ -11,6 +12,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from kv_transport.api import PrefillHandler
+from kv_transport.codecs.base import AsIs
 from kv_transport.messages import Finish
 from kv_transport.send_service import SendService
 from kv_transport.tcp_info import plain_peer
@@ -27,6 +29,7 @@ PREFILL = "Prefill"
 ATTACH = "Attach"
 FINISH = "Finish"
 PROBE = "Probe"
+CODING_THREADS = 2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -34,8 +37,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class TransferServer:
     """The four methods of a prefill worker, on top of a SendService."""
 
-    def __init__(self, service: SendService) -> None:
+    def __init__(self, service: SendService, readers: Executor | None = None) -> None:
         self._service = service
+        self._readers = readers
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register the methods; before the server starts."""
@@ -54,6 +58,8 @@ class TransferServer:
     async def close(self) -> None:
         """Release every transfer. The gRPC server itself belongs to the caller."""
         await self._service.close()
+        if self._readers is not None:
+            self._readers.shutdown(wait=False, cancel_futures=True)
 
     async def _prefill(self, request: bytes, context: Context) -> None:
         await self._stream(self._service.prefill(request, plain_peer(context.peer())), context)
@@ -94,7 +100,10 @@ def serve_transfers(
 ) -> TransferServer:
     """Add the transfer methods to a server that has not started yet. Call on the event loop; close the result before
     stopping the server."""
-    service = SendService(handler, settings, worker_id=worker_id, site=site, clock=clock, metrics=metrics)
-    transfers = TransferServer(service)
+    # Coding a chunk takes milliseconds, which the event loop does not have; framing one as it is takes a tenth of one.
+    coding = settings.wire_codec != AsIs.name
+    readers = ThreadPoolExecutor(CODING_THREADS, "kv-codec") if coding else None
+    service = SendService(handler, settings, worker_id=worker_id, site=site, clock=clock, metrics=metrics, readers=readers)
+    transfers = TransferServer(service, readers)
     transfers.add_to(server)
     return transfers
