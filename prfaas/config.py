@@ -44,6 +44,7 @@ class EngineSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the processor has it
     num_threads: NonNegativeInt = 0  # 0: let torch decide
+    native_kernels: bool = True  # C++ kernels, compiled at the first start, where compiler and processor allow
     block_tokens: PositiveInt = 64  # tokens per cache block and alignment of prefix reuse
     cache_bytes: PositiveInt = 512 * 1024**2  # device memory for KV blocks and states
     host_cache_bytes: NonNegativeInt = 0  # host memory for evicted prefixes; 0 switches the tier off

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from prfaas.config import EngineSettings
+from prfaas.config import EngineSettings, cache_dir
 from prfaas.engine.grammar import GrammarBook
 from prfaas.engine.torch_backend import TorchBackend
 from prfaas.engine.torch_device import pick_device, pick_dtype
+from prfaas.model.kernels.kernel_set import Kernels, TorchKernels
+from prfaas.model.kernels.native_library import open_kernels
 from prfaas.model.load import load_model
 from prfaas.modelspec import ModelSpec
 from prfaas.text.load import load_text_model
@@ -22,8 +24,21 @@ def build_torch_backend(settings: EngineSettings, *, source: str, served_name: s
         torch.set_num_threads(settings.num_threads)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
-    model = load_model(source, served_name=served_name, block_tokens=settings.block_tokens, dtype=dtype, device=device)
+    model = load_model(
+        source,
+        served_name=served_name,
+        block_tokens=settings.block_tokens,
+        dtype=dtype,
+        device=device,
+        kernels=_kernels(settings, device),
+    )
     return TorchBackend(model, settings, _grammars(source, model.spec))
+
+
+def _kernels(settings: EngineSettings, device: torch.device) -> Kernels:
+    if device.type != "cpu" or not settings.native_kernels:
+        return TorchKernels()
+    return open_kernels(cache_dir() / "native", settings.num_threads or torch.get_num_threads())
 
 
 def _grammars(source: str, spec: ModelSpec) -> GrammarBook | None:
