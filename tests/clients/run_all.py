@@ -46,6 +46,7 @@ def main(names: Sequence[str]) -> int:
 
 def _run(name: str, packages: Sequence[str], folder: Path, base_url: str) -> bool:
     environment = {**os.environ, "OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "unused", "LLM_USER_PATH": str(folder)}
+    environment["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would ask a web site for prices
     if name == "openai_node":
         folder.mkdir()
         install = ["npm", "install", "--silent", "--prefix", str(folder), "openai"]
