@@ -32,7 +32,7 @@ from prfaas.types import SiteId, TransferId, WorkerId
 
 log = logger(__name__)
 
-SEND_TURNS = 8
+SEND_TURNS = 8  # with YIELD_S this starts 800 chunks a second even if every receiver blocks
 SWEEP_S = 1.0
 MAX_PROBE_BYTES = 1024**3
 MAX_PROBE_MESSAGE_BYTES = 4 * 1024**2
