@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from hypothesis import settings as hypothesis_settings
 
 from prfaas.clock import MonotonicClock
 from prfaas.config import RouterSettings
@@ -19,6 +20,11 @@ from router.gateway.app import create_app
 from router.gateway.gate import Gate
 from tests.support.fake_pipeline import FakeFleet, FakePipeline
 from tests.support.text_models import write_text_model
+
+
+# Property tests here are about what comes out, not how fast: a busy machine must not fail them.
+hypothesis_settings.register_profile("no-deadline", deadline=None)
+hypothesis_settings.load_profile("no-deadline")
 
 
 @dataclass(slots=True)

@@ -11,6 +11,8 @@ from prfaas.text.stops import StopMatcher
 from prfaas.text.vocabulary import Vocabulary, byte_level_alphabet, vocabulary_of
 from tests.support.text_models import byte_level_tokenizer
 
+TOKENIZER = byte_level_tokenizer()
+VOCABULARY = vocabulary_of(TOKENIZER)
 BYTES = Vocabulary((*(bytes([byte]) for byte in range(256)), b"<end>", b"<tool>"), frozenset({256, 257}), {})
 
 
@@ -54,10 +56,8 @@ def test_ids_outside_the_vocabulary_say_nothing() -> None:
 
 @given(st.text(alphabet="aé😀 \n", max_size=60))
 def test_a_real_tokenizer_round_trips(text: str) -> None:
-    tokenizer = byte_level_tokenizer()
-    vocabulary = vocabulary_of(tokenizer)
-    stream = Detokenizer(vocabulary)
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    stream = Detokenizer(VOCABULARY)
+    ids = TOKENIZER.encode(text, add_special_tokens=False).ids
     assert "".join(stream.feed(token) for token in ids) + stream.finish() == text
 
 
