@@ -12,12 +12,14 @@ from typing import Any
 def reference_model(source: str) -> Any:
     """`source` as a float32 transformers model: a Hugging Face directory or a GGUF file."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     path = Path(source)
     options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
     if path.suffix == ".gguf":
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), **options
+        )
     else:
         model = AutoModelForCausalLM.from_pretrained(path, **options)
     return model.eval()
