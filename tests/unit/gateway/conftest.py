@@ -21,7 +21,6 @@ from router.gateway.gate import Gate
 from tests.support.fake_pipeline import FakeFleet, FakePipeline
 from tests.support.text_models import write_text_model
 
-
 # Property tests here are about what comes out, not how fast: a busy machine must not fail them.
 hypothesis_settings.register_profile("no-deadline", deadline=None)
 hypothesis_settings.load_profile("no-deadline")
