@@ -34,6 +34,10 @@ test: setup ## Run the test suite (what CI runs)
 fault: setup ## Run only the tests that kill, cut and corrupt things
 	@$(BIN)/python -m pytest -m fault
 
+.PHONY: clients
+clients: setup ## Run third-party clients, each in an environment of its own, against the gateway
+	@$(BIN)/python tests/clients/run_all.py
+
 .PHONY: gpu
 gpu: setup ## Run only the tests that need an accelerator
 	@$(BIN)/python -m pytest -m gpu tests/gpu
