@@ -61,19 +61,16 @@ class EngineCore:
     def prepare(self, request: GenerationRequest, kind: JobKind, now_s: float) -> Job:
         """Check a request and name its blocks; touches nothing shared, so it needs no lock.
 
-        Raises:
-            InvalidRequest, PromptTooLong: see `check_request`.
-            OutOfBlocks: it can never fit.
+        Raises InvalidRequest and PromptTooLong as `check_request` does, and OutOfBlocks when it can never fit.
         """
         self._check(request)
         return self._maker.job(request, kind, JobState.RESERVED if kind is JobKind.LANDING else JobState.ACTIVE, now_s)
 
     def submit(self, job: Job, *, tokens_per_s: float = 0.0) -> JobId:
         """Queue a prepared job. Raises QueueFull."""
-        request = job.request
         self.scheduler.enqueue(job.strands[0].sequence, tokens_per_s)
         self._adopt(job)
-        self.totals.prefix_queried += len(request.tokens)
+        self.totals.prefix_queried += len(job.request.tokens)
         return job.job_id
 
     def reserve(self, job: Job) -> JobId | None:
