@@ -119,7 +119,7 @@ class RoutedPipeline:
         deadline_at_s = None if request.deadline_s is None else self._clock.now_s() + request.deadline_s
         trip = _Trip(request, await self._names(request), deadline_at_s)
         self._with_time_left(trip)
-        async with self._door.admitted(self._ticket(trip)), aclosing(self._attempts(trip)) as events:
+        async with self._door.admitted(self._ticket(trip)) as trip.place, aclosing(self._attempts(trip)) as events:
             async for event in events:
                 yield event
 

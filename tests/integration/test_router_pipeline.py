@@ -322,6 +322,24 @@ async def test_draining_and_silent_workers_get_nothing() -> None:
             await r.collect(generation_request())
 
 
+async def test_requests_that_fit_run_at_the_same_time() -> None:
+    go = asyncio.Event()
+
+    async def wait(worker: ScriptedDecode, call: Call) -> Events:
+        await go.wait()
+        async for event in answer_well(worker, call):
+            yield event
+
+    async with router() as r, serving(wait) as worker:
+        r.join(worker, "d1")
+        tasks = [asyncio.create_task(r.collect(generation_request(request_id=str(at)))) for at in range(4)]
+        await eventually(lambda: len(worker.calls) == 4)
+        go.set()
+        for events in await asyncio.gather(*tasks):
+            assert isinstance(events[-1], Done)
+        r.assert_nothing_left()
+
+
 async def test_what_does_not_fit_waits_at_the_router_by_priority_and_a_leaver_makes_no_hole() -> None:
     go = asyncio.Event()
 
