@@ -37,10 +37,13 @@ async def run_all(generations: Sequence[Generation]) -> AsyncGenerator[tuple[int
 
 
 async def _feed(queue: asyncio.Queue[tuple[int, GenerationEvent | None]], at: int, generation: Generation) -> None:
-    """Pass events on, and None at the end, whatever the end was; the task's own result tells."""
+    """Pass events on, and None at the end, good or bad; the task's own result tells. Cancelled, it says nothing: its
+    reader has left, and a full queue would hold it for ever."""
     try:
         async with aclosing(generation.run()) as events:
             async for event in events:
                 await queue.put((at, event))
-    finally:
+    except Exception:
         await queue.put((at, None))
+        raise
+    await queue.put((at, None))

@@ -112,6 +112,32 @@ async def test_a_client_that_leaves_cancels_the_pipeline(bench: Bench, stream: b
     assert bench.metric("prfaas_requests_active") == 0
 
 
+async def test_a_client_that_stops_reading_several_prompts_and_leaves_holds_nothing(bench: Bench) -> None:
+    bench.pipeline.script = Script(replies=(" ".join(["word"] * 40),))
+    gone, stuck = asyncio.Event(), asyncio.Event()
+    asked = b'{"model": "test-model", "stream": true, "max_tokens": 60, "prompt": ["x", "y", "z"]}'
+    body = [{"type": "http.request", "body": asked, "more_body": False}]
+
+    async def receive() -> Message:
+        if body:
+            return body.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            stuck.set()
+            await asyncio.sleep(3600)
+
+    call = asyncio.ensure_future(bench.app({**_scope(), "path": "/v1/completions"}, receive, send))
+    await asyncio.wait_for(stuck.wait(), 5)
+    await asyncio.sleep(0.05)  # the other prompts' tokens fill what waits for the client
+    gone.set()
+    await asyncio.wait_for(call, 1)
+    assert bench.pipeline.ended == ["closed"] * 3
+    assert bench.metric("prfaas_requests_active") == 0
+
+
 def _chat_body(stream: bool) -> bytes:
     flag = b"true" if stream else b"false"
     return b'{"model": "test-model", "stream": %s, "messages": [{"role": "user", "content": "x"}]}' % flag
