@@ -266,6 +266,19 @@ async def test_a_deadline_ends_what_waits_and_what_runs() -> None:
     await engine.close()
 
 
+async def test_an_export_that_is_kept_past_its_deadline_does_not_keep_the_engine_awake() -> None:
+    spec, clock = tiny_spec("kimi"), ManualClock()
+    engine = emulated_engine(spec, clock=clock)
+    stream = engine.submit(replace(ask(prompt(20)), deadline_s=30.0), export=True)
+    await drain(stream)
+    assert engine.counters()["exports_pinned"] == 1
+    clock.advance(31.0)
+    assert engine._core.next_deadline_s() is None
+    stream.release()
+    assert_nothing_held(engine)
+    await engine.close()
+
+
 async def test_prompt_logprobs_cover_the_prompt_whatever_is_cached() -> None:
     spec = tiny_spec("kimi")
     engine = emulated_engine(spec)
