@@ -11,6 +11,7 @@ import typer
 
 from prfaas.cli.plan import plan
 from prfaas.cli.screen import Screen
+from prfaas.cli.simulate import simulate
 from prfaas.errors import PrfaasError
 
 app = typer.Typer(
@@ -199,6 +200,7 @@ def link(
 
 
 app.command()(plan)
+app.command()(simulate)
 
 
 def main() -> None:

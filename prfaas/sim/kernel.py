@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 Action = Callable[[], None]
 
@@ -20,20 +20,13 @@ class Timer:
         self.action = None
 
 
-@dataclass(order=True, slots=True)
-class _Entry:
-    at_s: float
-    order: int
-    timer: Timer = field(compare=False)
-
-
 class Kernel:
     """A discrete-event kernel; it is also the `Clock` of everything that runs under it."""
 
     def __init__(self) -> None:
         self._now_s = 0.0
         self._order = 0
-        self._heap: list[_Entry] = []
+        self._heap: list[tuple[float, int, Timer]] = []  # the order number is unique, so timers are never compared
         self.num_events = 0
 
     def now_s(self) -> float:
@@ -45,7 +38,7 @@ class Kernel:
             raise ValueError(f"cannot schedule at {at_s} s, it is {self._now_s} s")
         timer = Timer(at_s, action)
         self._order += 1
-        heapq.heappush(self._heap, _Entry(at_s, self._order, timer))
+        heapq.heappush(self._heap, (at_s, self._order, timer))
         return timer
 
     def after(self, delay_s: float, action: Action) -> Timer:
@@ -54,12 +47,11 @@ class Kernel:
 
     def run(self, until_s: float) -> None:
         """Run every event up to and including `until_s`, then stand at `until_s`."""
-        while self._heap and self._heap[0].at_s <= until_s:
-            entry = heapq.heappop(self._heap)
-            self._now_s = entry.at_s
-            action = entry.timer.action
+        while self._heap and self._heap[0][0] <= until_s:
+            self._now_s, _, timer = heapq.heappop(self._heap)
+            action = timer.action
             if action is not None:
-                entry.timer.action = None
+                timer.action = None
                 self.num_events += 1
                 action()
         self._now_s = max(self._now_s, until_s)

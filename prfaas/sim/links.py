@@ -15,7 +15,7 @@ from prfaas.sim.kernel import Kernel, Timer
 
 MSS_BYTES = 1460.0
 MATHIS_CONSTANT = math.sqrt(1.5)
-NEAR_ZERO_BYTES = 1e-3
+NEAR_ZERO_BYTES = 1.0  # the last byte of a flow takes less time than the clock resolves
 
 
 def loss_capped_rate(rtt_s: float, loss_ratio: float, lanes: int) -> float:
@@ -56,27 +56,35 @@ class SimLink:
     loss_ratio: float = 0.0
     lanes: int = 8
     use: LinkUse = field(default_factory=LinkUse)
+    nominal_bytes_per_s: float = field(init=False)  # what it was built with: what operators and routers believe
     _flows: list[Flow] = field(default_factory=list)
     _since_s: float = 0.0
     _timer: Timer | None = None
 
+    def __post_init__(self) -> None:
+        self.nominal_bytes_per_s = self.capacity_bytes_per_s
+
+    @property
+    def up(self) -> bool:
+        return self.capacity_bytes_per_s > 0
+
     def open(self, on_done: Callable[[], None]) -> Flow:
         """Start a flow without bytes. `on_done` runs half a round trip after its last byte left."""
         flow = Flow(on_done)
-        self._settle()
+        self.settle()
         self._flows.append(flow)
         return flow
 
     def offer(self, flow: Flow, num_bytes: float, *, last: bool = False) -> None:
         """Add bytes to a flow; with `last`, no more will come."""
-        self._settle()
+        self.settle()
         flow.pending_bytes += num_bytes
         flow.closed = flow.closed or last
         self._reschedule()
 
     def abort(self, flow: Flow) -> None:
         """Drop a flow; its callback never runs."""
-        self._settle()
+        self.settle()
         if flow in self._flows:
             self._flows.remove(flow)
         self._reschedule()
@@ -85,7 +93,7 @@ class SimLink:
         self, *, capacity_bytes_per_s: float | None = None, rtt_s: float | None = None, loss_ratio: float | None = None
     ) -> None:
         """Brown-out, outage (capacity 0) or recovery."""
-        self._settle()
+        self.settle()
         if capacity_bytes_per_s is not None:
             self.capacity_bytes_per_s = capacity_bytes_per_s
         if rtt_s is not None:
@@ -96,7 +104,7 @@ class SimLink:
 
     @property
     def queued_bytes(self) -> float:
-        self._settle()
+        self.settle()
         return sum(f.pending_bytes for f in self._flows)
 
     @property
@@ -108,7 +116,7 @@ class SimLink:
         """Bytes/s carried right now."""
         return sum(f.rate for f in self._flows)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Account for what the flows carried since the last change."""
         now = self.kernel.now_s()
         elapsed = now - self._since_s
@@ -147,5 +155,5 @@ class SimLink:
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._settle()
+        self.settle()
         self._reschedule()
