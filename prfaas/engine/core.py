@@ -9,7 +9,7 @@ comes back; the same holds for a thread that reads or writes a job's blocks (`bo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from prfaas.cache.hybrid import Demand, HybridCache
@@ -173,7 +173,7 @@ class EngineCore:
     def plan(self, now_s: float) -> StepPlan:
         """The next step; may be empty. Ends jobs whose deadline has passed."""
         assert self._step is None, "one plan at a time"
-        for job in [job for deadline_s, job in self._deadlines() if deadline_s <= now_s]:
+        for job in [j for j in self._jobs.values() if j.deadline_s is not None and j.deadline_s <= now_s]:
             self.cancel(job.job_id, DeadlineExceeded("the request's deadline passed", deadline_s=job.request.deadline_s))
         step = self.scheduler.schedule()
         for sequence in step.preempted:
@@ -242,7 +242,7 @@ class EngineCore:
 
     def next_deadline_s(self) -> float | None:
         """When `plan` must be called again even if nothing else happens."""
-        return min((deadline_s for deadline_s, _ in self._deadlines()), default=None)
+        return min((j.deadline_s for j in self._jobs.values() if j.deadline_s is not None), default=None)
 
     def jobs(self) -> tuple[Job, ...]:
         """Everything that holds or wants something here. To be looked at, not changed."""
@@ -261,12 +261,6 @@ class EngineCore:
         lacking = self.cache.fits_alone(total_tokens(request, self.spec))
         if lacking is not None:
             raise never_fits(*lacking)
-
-    def _deadlines(self) -> Iterator[tuple[float, Job]]:
-        """Of the jobs that a deadline can still end; a pinned export is its reader's to release."""
-        for job in self._jobs.values():
-            if job.deadline_s is not None and job.state in (JobState.ACTIVE, JobState.RESERVED):
-                yield job.deadline_s, job
 
     def _adopt(self, job: Job) -> None:
         self._jobs[job.job_id] = job

@@ -77,9 +77,10 @@ class Job:
 
     @property
     def deadline_s(self) -> float | None:
-        """When the request's time is up, on the engine's clock."""
+        """When the request's time is up, on the engine's clock; None without one, and once it can end nothing any more."""
         limit_s = self.request.deadline_s
-        return None if limit_s is None else self.arrival_s + limit_s
+        over = self.state in (JobState.PINNED, JobState.LEAVING)
+        return None if limit_s is None or over else self.arrival_s + limit_s
 
     @property
     def finished(self) -> bool:
