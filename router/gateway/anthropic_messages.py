@@ -17,6 +17,7 @@ from prfaas.errors import PrfaasError
 from prfaas.types import FinishReason
 from router.gateway.anthropic_ask import count_ask, messages_ask
 from router.gateway.anthropic_schema import CountRequest, MessagesRequest
+from router.gateway.body import BodyRoute
 from router.gateway.chat import ChatRun, chat_prompt_tokens, start_chat
 from router.gateway.core import GatewayCore
 from router.gateway.documents import AnthropicError, AnthropicMessage, CountedTokens, answers
@@ -36,7 +37,7 @@ Event = dict[str, Any]
 
 def anthropic_routes(core: GatewayCore) -> APIRouter:
     """The endpoints, bound to their ports."""
-    router = APIRouter()
+    router = APIRouter(route_class=BodyRoute)
     message_answers = answers(AnthropicMessage, error=AnthropicError, streams=True)
     count_answers = answers(CountedTokens, error=AnthropicError)
 

@@ -1,10 +1,16 @@
-"""The base of every request body: strict types, and a parameter nobody knows is an error."""
+"""The base of every request body: strict types, text that is text, and a parameter nobody knows is an error."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
 
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
+
+from prfaas.errors import InvalidRequest
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -15,3 +21,26 @@ class Body(BaseModel):
     """No coercion ("1" is not 1), no silent extras."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, validate_by_alias=True, serialize_by_alias=True)
+
+
+class BodyRoute(APIRoute):
+    """A route whose JSON holds no half of a surrogate pair: JSON can spell one, but no tokenizer or wire can carry it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            return await handle(_TextRequest(request.scope, request.receive))
+
+        return checked
+
+
+class _TextRequest(Request):
+    async def json(self) -> Any:
+        document = await super().json()
+        if b"\\ud" in (await self.body()).lower():
+            try:
+                json.dumps(document, ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                raise InvalidRequest("the body has half of a surrogate pair, which is no text; send both halves") from error
+        return document

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from prfaas.clock import unix_time_s
 from prfaas.types import TokenOutput
+from router.gateway.body import BodyRoute
 from router.gateway.chat import ChatDelta, ChatRun, start_chat
 from router.gateway.core import GatewayCore
 from router.gateway.documents import ChatCompletion, answers
@@ -30,7 +31,7 @@ from router.gateway.visit import visit_of
 
 def chat_routes(core: GatewayCore) -> APIRouter:
     """The endpoint, bound to its ports."""
-    router = APIRouter()
+    router = APIRouter(route_class=BodyRoute)
 
     @router.post("/v1/chat/completions", response_class=Response, responses=answers(ChatCompletion, streams=True))
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:

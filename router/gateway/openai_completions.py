@@ -12,6 +12,7 @@ from starlette.responses import Response
 from prfaas.clock import unix_time_s
 from prfaas.errors import InvalidRequest
 from prfaas.types import TokenOutput
+from router.gateway.body import BodyRoute
 from router.gateway.checks import check_count, check_model, check_token_ids, output_room, stop_strings
 from router.gateway.core import GatewayCore
 from router.gateway.documents import Completion, answers
@@ -34,7 +35,7 @@ DEFAULT_MAX_TOKENS = 16  # OpenAI's own
 
 def completion_routes(core: GatewayCore) -> APIRouter:
     """The endpoint, bound to its ports."""
-    router = APIRouter()
+    router = APIRouter(route_class=BodyRoute)
 
     @router.post("/v1/completions", response_class=Response, responses=answers(Completion, streams=True))
     async def create_completion(body: CompletionRequest, request: Request) -> Response:

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from prfaas.clock import unix_time_s
 from prfaas.errors import PrfaasError
 from prfaas.types import FinishReason
-from router.gateway.body import Body
+from router.gateway.body import Body, BodyRoute
 from router.gateway.chat import ChatAsk, ChatDelta, ChatRun, start_chat
 from router.gateway.core import GatewayCore
 from router.gateway.documents import DeletedDocument, StoredDocument, answers
@@ -34,7 +34,7 @@ from router.gateway.visit import Visit, visit_of
 
 def responses_routes(core: GatewayCore) -> APIRouter:
     """The endpoints, bound to their ports and to a store of their own."""
-    router = APIRouter()
+    router = APIRouter(route_class=BodyRoute)
     store = ResponseStore()
 
     @router.post("/v1/responses", response_class=Response, responses=answers(StoredDocument, streams=True))

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 
 from prfaas.errors import InvalidRequest
 from prfaas.types import SamplingParams
-from router.gateway.body import Body, TokenId
+from router.gateway.body import Body, BodyRoute, TokenId
 from router.gateway.chat import ChatAsk, chat_prompt_tokens
 from router.gateway.checks import check_model, check_token_ids
 from router.gateway.core import GatewayCore
@@ -41,7 +41,7 @@ class DetokenizeRequest(Body):
 
 def token_routes(core: GatewayCore) -> APIRouter:
     """The endpoints, bound to their ports."""
-    router = APIRouter()
+    router = APIRouter(route_class=BodyRoute)
 
     @router.post("/tokenize", response_class=JSONResponse, responses=answers(Tokenized))
     async def tokenize(body: TokenizeRequest) -> JSONResponse:

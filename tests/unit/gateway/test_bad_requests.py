@@ -69,6 +69,33 @@ async def test_bodies_that_are_no_json_object(bench: Bench, content: bytes, head
     assert response.json()["error"]["code"] == code
 
 
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("/v1/chat/completions", rb'"messages": [{"role": "user", "content": "\ud800"}]'),
+        ("/v1/chat/completions", rb'"messages": [{"role": "user", "content": "x"}], "user": "\uDFFF"'),
+        ("/v1/chat/completions", rb'"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"a": "\ud83d x"}'),
+        ("/v1/completions", rb'"prompt": ["fine", "\ude00\ud83d"]'),
+        ("/v1/messages", rb'"max_tokens": 4, "messages": [{"role": "user", "content": "\ud800"}]'),
+        ("/v1/responses", rb'"input": "\ud800"'),
+        ("/tokenize", rb'"prompt": "\ud800"'),
+    ],
+)
+async def test_half_a_surrogate_pair_is_no_text(bench: Bench, path: str, content: bytes) -> None:
+    body = b'{"model": "test-model", ' + content + b"}"
+    response = await bench.client.post(path, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert "surrogate" in response.json()["error"]["message"]
+    assert bench.pipeline.requests == []
+
+
+async def test_whole_surrogate_pairs_and_their_spelling_are_text(bench: Bench) -> None:
+    for content in (rb"\ud83d\ude00", rb"\\ud800"):
+        body = b'{"model": "test-model", "messages": [{"role": "user", "content": "%s"}]}' % content
+        response = await bench.client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+        assert response.status_code == 200
+
+
 async def test_a_long_prompt_says_by_how_many_tokens(bench: Bench) -> None:
     for fields, excess in (({"prompt": [65] * 600}, 89), ({"prompt": [65] * 500, "max_tokens": 20}, 8)):
         error = (await bench.complete(**fields)).json()["error"]
