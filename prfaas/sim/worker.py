@@ -131,6 +131,7 @@ class SimWorker:
         self._round: _Round | None = None
         self._tracks: dict[JobId, _Track] = {}
         self._by_sequence: dict[int, _Track] = {}
+        self._load: WorkerLoad | None = None  # as last reported, while nothing has changed since
         self._gone: list[int] = []  # sequences that ended while a round ran that may compute for them
         self._settling = False  # a round's results are being told; nothing starts meanwhile
         self._room: list[Callable[[], bool]] = []
@@ -170,6 +171,7 @@ class SimWorker:
             if job_id is None:
                 return False
             self._track(job, listener, prompt_tokens)
+            self._load = None
             granted(job_id, self.core.held_tokens(job_id) * self._model.grain)
             return True
 
@@ -197,12 +199,14 @@ class SimWorker:
 
     def load(self) -> WorkerLoad:
         """What a heartbeat reports, in the model's tokens."""
-        load, grain = self._meters.load(self.core, draining=False), self._model.grain
-        return replace(
-            load,
-            waiting_prefill_tokens=load.waiting_prefill_tokens * grain,
-            prefill_tokens_per_s=load.prefill_tokens_per_s * grain,
-        )
+        if self._load is None:
+            load, grain = self._meters.load(self.core, draining=False), self._model.grain
+            self._load = replace(
+                load,
+                waiting_prefill_tokens=load.waiting_prefill_tokens * grain,
+                prefill_tokens_per_s=load.prefill_tokens_per_s * grain,
+            )
+        return self._load
 
     @property
     def waiting_for_room(self) -> int:
@@ -237,6 +241,7 @@ class SimWorker:
 
     def _pump(self) -> None:
         """Start the next round; one of decodes only that is running is cut short at its next step boundary instead."""
+        self._load = None
         if self._settling:
             return
         if self._round is not None:
@@ -288,9 +293,11 @@ class SimWorker:
         return max(0.0, curve(end) - (curve(begin) if begin > 0 else 0.0))
 
     def _announce_layers(self, plan: StepPlan, step_s: float) -> None:
-        layers = self.core.spec.num_layers
-        for layer in range(layers - 1):
-            self._kernel.after(step_s * (layer + 1) / layers, partial(self._layer_done, plan, layer))
+        """Layers become readable one after the other. Before a prompt's end only those of attention have something new."""
+        spec, ends = self.core.spec, any(row.draws for row in plan.rows)
+        new = {layer for group in spec.cache.groups if ends or not group.is_state for layer in group.layers}
+        for layer in sorted(new - {spec.num_layers - 1}):
+            self._kernel.after(step_s * (layer + 1) / spec.num_layers, partial(self._layer_done, plan, layer))
 
     def _layer_done(self, plan: StepPlan, layer: int) -> None:
         self.core.layer_ready(plan, layer)
