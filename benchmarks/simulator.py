@@ -56,13 +56,17 @@ def slo() -> dict[str, object]:
 
 
 def outage() -> dict[str, object]:
-    case, found = paper_case(), {}
+    """At a rate that the PD site carries alone, and at one that it does not."""
+    case = paper_case()
+    found: dict[str, object] = {}
     events = (LinkEvent(300.0, 5.0), LinkEvent(480.0, 0.0), LinkEvent(600.0, 100.0))
-    for policy in (SimPolicy.THRESHOLD, SimPolicy.PREDICTIVE):
-        scenario = scenario_for(case, policy, rate_rps=1.6, duration_s=900.0)
-        result = simulate(replace(scenario, link_events=events, warmup_s=60.0))
-        found[policy.value] = {**to_json(result), "phases": phases(result, (60.0, 300.0, 480.0, 600.0, 900.0))}
-    return dict(found)
+    for rate in (0.5, 1.6):
+        for policy in (SimPolicy.THRESHOLD, SimPolicy.PREDICTIVE):
+            scenario = scenario_for(case, policy, rate_rps=rate, duration_s=900.0)
+            result = simulate(replace(scenario, link_events=events, warmup_s=60.0))
+            borders = (60.0, 300.0, 480.0, 600.0, 900.0)
+            found[f"{policy.value}@{rate}"] = {**to_json(result), "phases": phases(result, borders)}
+    return found
 
 
 def phases(result: Result, borders: tuple[float, ...]) -> list[dict[str, float]]:
