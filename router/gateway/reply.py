@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
@@ -17,6 +18,8 @@ from prfaas.errors import DeadlineExceeded, PrfaasError, RequestCancelled
 from router.gateway.sse import KEEPALIVE, dump
 
 T = TypeVar("T")
+
+LAST_WORDS_S = 10.0  # that a client gets to take the end of a stream; one that reads nothing gets no end
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -117,16 +120,18 @@ class StreamReply(Response):
 
     async def _run(self, sink: _Sink) -> None:
         keepalive = asyncio.ensure_future(sink.keep_alive(self._keepalive_s))
+        last = b""
         try:
             await within(self._limit_s, self._produce(sink))
         except PrfaasError as error:
             if not sink.started:
                 raise
-            await sink.send(self._late(error))
+            last = self._late(error)
         finally:
             keepalive.cancel()
             await asyncio.gather(keepalive, return_exceptions=True)
-        await sink.close()
+        with suppress(DeadlineExceeded):
+            await within(LAST_WORDS_S, sink.close(last))
 
 
 class _Sink:
@@ -148,9 +153,9 @@ class _Sink:
         await self._start()
         await self._send({"type": "http.response.body", "body": events, "more_body": True})
 
-    async def close(self) -> None:
+    async def close(self, last: bytes) -> None:
         await self._start()
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def keep_alive(self, every_s: float) -> None:
         """Send a comment for every interval in which nothing was sent. Runs until cancelled."""

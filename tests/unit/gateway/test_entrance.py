@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Scope
 
+from router.gateway import reply
 from tests.support.fake_pipeline import FakeFleet, Script
 from tests.unit.gateway.conftest import Bench
 
@@ -136,6 +137,23 @@ async def test_a_client_that_stops_reading_several_prompts_and_leaves_holds_noth
     await asyncio.wait_for(call, 1)
     assert bench.pipeline.ended == ["closed"] * 3
     assert bench.metric("prfaas_requests_active") == 0
+
+
+async def test_a_client_that_never_reads_does_not_outlive_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reply, "LAST_WORDS_S", 0.05)
+
+    async def never_reads(_: Message) -> None:
+        await asyncio.sleep(3600)
+
+    async def produce(sink: reply.EventSink) -> None:
+        await sink.send(b"data: 1\n\n")
+
+    async def connected() -> Message:
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    answer = reply.StreamReply(produce, keepalive_s=60.0, limit_s=0.05, late=lambda error: error.code.encode())
+    await asyncio.wait_for(answer(_scope(), connected, never_reads), 5)
 
 
 def _chat_body(stream: bool) -> bytes:
