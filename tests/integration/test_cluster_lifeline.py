@@ -18,7 +18,7 @@ from tests.support.pools import eventually, runs
 
 def reaper_of(parent: int) -> int:
     listing = subprocess.run(
-        ["ps", "--ppid", str(parent), "-o", "pid=,args="], capture_output=True, text=True, check=True
+        ["ps", "-ww", "--ppid", str(parent), "-o", "pid=,args="], capture_output=True, text=True, check=True
     ).stdout
     (pid,) = [int(line.split()[0]) for line in listing.splitlines() if "reaper.py" in line]
     return pid

@@ -104,7 +104,7 @@ def test_doctor_measures_the_link_to_a_prefill_worker(url: str, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["worker_id"], report["site"], report["tls"]) == ("far-prefill-0", "far", False)
-    assert [rate["lanes"] for rate in report["rates"]] == [1, 2, 4, 8]
+    assert [rate["lanes"] for rate in report["rates"]] == [1, 2, 4, 8, 16]
     assert all(rate["bytes_per_s"] > 0 for rate in report["rates"])
     assert abs(report["clock_skew_s"]) < 1, "it is the same clock"
 

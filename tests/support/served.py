@@ -97,7 +97,7 @@ class Served:
     def driver_pids(self) -> dict[str, int]:
         """Pid of each direct child by the role its command line shows: "router" or "up"."""
         listing = subprocess.run(
-            ["ps", "--ppid", str(self.process.pid), "-o", "pid=,args="], capture_output=True, text=True, check=True
+            ["ps", "-ww", "--ppid", str(self.process.pid), "-o", "pid=,args="], capture_output=True, text=True, check=True
         ).stdout
         rows = [line.split(maxsplit=1) for line in listing.splitlines()]
         return {("router" if " -m router " in args else "up"): int(pid) for pid, args in rows if " -m " in args}
