@@ -9,7 +9,6 @@ outlast its deadline is refused at once, with the time after which trying again 
 from __future__ import annotations
 
 import heapq
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -221,10 +220,10 @@ class AdmissionQueue:
         )
 
     def _speed(self, now_s: float) -> float:
-        """Tokens per second let go of late."""
+        """Tokens per second let go of late. It fades as the inverse of the silence: what was let go, over the time since."""
         if self._rate_s is None:
             return 0.0
-        return self._rate * math.exp(-(now_s - self._rate_s) / RATE_WINDOW_S)
+        return self._rate * RATE_WINDOW_S / (RATE_WINDOW_S + max(0.0, now_s - self._rate_s))
 
     def _count(self, tokens: int, now_s: float) -> None:
         self._rate = self._speed(now_s) + tokens / RATE_WINDOW_S

@@ -81,6 +81,17 @@ def test_a_request_that_would_wait_past_its_deadline_is_refused_at_once() -> Non
     assert caught.value.retry_after_s == pytest.approx(queue.wait_s(0, 20.0), abs=0.01)
 
 
+def test_a_long_silence_is_no_reason_to_refuse_everybody() -> None:
+    """Long answers hold every seat for minutes; the queue was fast before and nobody can say that it will not be again."""
+    queue = AdmissionQueue(100)
+    for _ in range(32):
+        queue.offer(Ticket("t", 0, 100), 0.0)
+    assert len(drain(queue)) == 32
+    for _ in range(3):
+        queue.offer(Ticket("t", 0, 100, deadline_s=900.0), 300.0)
+    assert queue.depth(0) == 3
+
+
 def test_deadlines_that_pass_in_the_queue_are_shed_once() -> None:
     queue = AdmissionQueue(10)
     stays, goes = queue.offer(Ticket("t", 0, 1), 0.0), queue.offer(Ticket("t", 0, 1, deadline_s=5.0), 0.0)
