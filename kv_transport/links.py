@@ -56,8 +56,10 @@ class Path:
         self.goodput.add(num_bytes, now_s)
         self._heard_s = now_s
 
-    def transfer_ended(self) -> None:
-        self._peak = max(self._peak * CAPACITY_FADE, self.goodput.bytes_per_s)
+    def transfer_ended(self, *, link_bound: bool) -> None:
+        """Only a transfer that waited for the path says what the path can carry; others moved as fast as prefill computed."""
+        if link_bound:
+            self._peak = max(self._peak * CAPACITY_FADE, self.goodput.bytes_per_s)
 
     def sender_path(self, path: PathStats) -> None:
         self.sent_bytes += path.sent_bytes
@@ -178,7 +180,7 @@ class FetchMonitor:
             return
         path.active -= 1
         path.queued_bytes -= self._queued
-        path.transfer_ended()
+        path.transfer_ended(link_bound=link_bound)
         took_s = self._clock.now_s() - self._began_s
         if link_bound and self._alone and path.active == 0 and took_s > 0:
             path.tuner.observe(self._most_lanes, self._landed / took_s, path.rtt_s)

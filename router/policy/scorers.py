@@ -46,6 +46,8 @@ def link_rate(link: LinkView) -> float:
     """
     if link.queued_bytes > BACKED_UP_S * link.capacity_bytes_per_s and link.active_transfers > 0:
         return NEARLY_DEAD_BYTES_PER_S if link.age_s > SILENT_S else max(link.goodput_bytes_per_s, NEARLY_DEAD_BYTES_PER_S)
+    if link.capacity_bytes_per_s <= 0:
+        return 0.0  # nothing ever waited for this link: what it carried says what was computed, not what it can carry
     return max(link.capacity_bytes_per_s, link.goodput_bytes_per_s)
 
 

@@ -75,3 +75,17 @@ def test_a_fetch_that_never_began_changes_nothing() -> None:
     monitor.landed(5, "as_is", 0.0)
     monitor.ended(link_bound=False)
     assert paths.views() == ()
+
+
+def test_a_transfer_that_waited_for_compute_says_nothing_of_the_capacity() -> None:
+    clock = ManualClock()
+    paths = paths_of(clock)
+    monitor = FetchMonitor(paths, TransferMeter(RECEIVE, MetricSet(Emitter.WORKER)), clock, 1000)
+    monitor.began(MANIFEST)
+    for _ in range(200):
+        clock.advance(0.01)
+        monitor.landed(10_000, "as_is", clock.now_s())
+    monitor.ended(link_bound=False)
+    (view,) = paths.views()
+    assert view.goodput_bytes_per_s == pytest.approx(1e6, rel=0.05)
+    assert view.capacity_bytes_per_s == 0.0
