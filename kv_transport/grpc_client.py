@@ -33,7 +33,8 @@ _NETWORK = (
     grpc.StatusCode.DEADLINE_EXCEEDED,
 )
 FINISH_TIMEOUT_S = 5.0
-RETIRE_GRACE_S = 120.0  # for transfers that run over a connection with replaced certificates
+RETIRE_GRACE_S = 120.0  # for transfers that run over a connection with replaced certificates, or to a forgotten peer
+MAX_PEERS = 256  # a prefill worker that starts again has a new address, and nobody says that the old one is gone
 
 
 class GrpcStream:
@@ -134,6 +135,15 @@ class GrpcPeer:
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
+    def retire(self) -> None:
+        """Close every connection as soon as nothing runs over it."""
+        for number in list(self._channels):
+            self.drop(number, RETIRE_GRACE_S)
+
+    @property
+    def closing(self) -> bool:
+        return bool(self._closing)
+
     async def close(self) -> None:
         """Close every connection now, retired ones too."""
         for channel in (*self._channels.values(), *self._retired):
@@ -151,8 +161,7 @@ class GrpcPeer:
         material = self._files.current() if self._files is not None else None
         if material != self._material:
             self._material = material
-            for number in list(self._channels):
-                self.drop(number, RETIRE_GRACE_S)
+            self.retire()
 
 
 class GrpcSender:
@@ -197,7 +206,8 @@ class GrpcPrefillTransport:
         self._settings = settings
         self._files = rpc.TlsFiles(settings.tls, clock) if settings.tls.enabled else None
         self._receiver = ReceiveService(settings, site, clock, metrics)
-        self._peers: dict[str, GrpcPeer] = {}
+        self._peers: dict[str, GrpcPeer] = {}  # the one used last is the last
+        self._leaving: list[GrpcPeer] = []
         self._bases = 0
 
     async def fetch(self, order: PrefillOrder, address: str, sink: Sink) -> FetchResult:
@@ -206,9 +216,12 @@ class GrpcPrefillTransport:
 
     def sender(self, address: str) -> GrpcSender:
         """The port to the sender at `address`, over this transport's connections."""
-        peer = self._peers.get(address)
-        if peer is None:
-            peer = self._peers[address] = GrpcPeer(address, self._settings, self._files)
+        peer = self._peers.pop(address, None) or GrpcPeer(address, self._settings, self._files)
+        self._peers[address] = peer
+        if len(self._peers) > MAX_PEERS:
+            oldest = self._peers.pop(next(iter(self._peers)))
+            oldest.retire()
+            self._leaving = [each for each in (*self._leaving, oldest) if each.closing]
         return GrpcSender(peer, address, self._settings, self._next_base())
 
     def links(self) -> tuple[LinkView, ...]:
@@ -223,7 +236,8 @@ class GrpcPrefillTransport:
     async def close(self) -> None:
         """See PrefillTransport.close. Releases at the senders are still sent."""
         await self._receiver.close()
-        peers, self._peers = list(self._peers.values()), {}
+        peers = [*self._peers.values(), *self._leaving]
+        self._peers, self._leaving = {}, []
         for peer in peers:
             await peer.close()
 

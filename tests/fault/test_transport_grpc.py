@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.transport_ends import offer_of
-from kv_transport import messages
+from kv_transport import grpc_client, messages
 from kv_transport.api import Offer
 from kv_transport.grpc_client import GrpcPrefillTransport
 from kv_transport.testing.harness import RECEIVER_SITE, GrpcHarness
@@ -258,3 +258,15 @@ async def test_the_receiver_is_killed() -> None:
             await source.was_released.wait()
         await settled(ends, source)
         assert source.released == [False]
+
+
+async def test_addresses_of_workers_long_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_client, "MAX_PEERS", 3)
+    transport = GrpcPrefillTransport(TransportSettings(), RECEIVER_SITE, MonotonicClock())
+    for port in range(1, 9):
+        transport.sender("127.0.0.1:9").prefill(b"", 0).cancel()
+        transport.sender(f"127.0.0.1:{port + 20}").prefill(b"", 0).cancel()
+        assert transport.counters()["open_connections"] <= 3 * TransportSettings().max_lanes
+    assert len(transport._peers) == 3
+    assert "127.0.0.1:9" in transport._peers  # used all the time
+    await transport.close()
