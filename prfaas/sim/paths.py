@@ -48,12 +48,11 @@ class Paths:
         self._watches[flow] = _Watch(path, link, on_stall, now_s)
 
     def ended(self, flow: Flow) -> None:
-        """The transfer landed or was given up."""
+        """The transfer landed or was given up. Its speed teaches the path nothing: capacities are configured here."""
         watch = self._watches.pop(flow)
         self._read(flow, watch)
         watch.path.active -= 1
         watch.path.queued_bytes -= watch.queued_bytes
-        watch.path.transfer_ended()
 
     def look(self) -> None:
         """Read every transfer's progress, and give up those that stand still."""
