@@ -300,6 +300,7 @@ class LoopedEngine:
             now_s = self._clock.now_s()
             if isinstance(result, StepResult):
                 self._meters.step_done(plan, now_s - started_s)
+                self._end_broken(result)
                 try:
                     self._core.apply(plan, result, now_s)
                 except EngineFailed as error:
@@ -307,6 +308,15 @@ class LoopedEngine:
             else:
                 self._core.fail(plan, result)
             self._after_change()
+
+    def _end_broken(self, result: StepResult) -> None:
+        """End the requests whose own rows went wrong, before the others' results are taken in."""
+        drawn = ((sequence_id, each.error) for sequence_id, row in result.rows.items() for each in row.drawn)
+        errors = {sequence_id: error for sequence_id, error in drawn if error is not None}
+        for job in self._core.jobs() if errors else ():
+            for strand in job.strands:
+                if strand.sequence.sequence_id in errors:
+                    self._core.cancel(job.job_id, errors[strand.sequence.sequence_id])
 
 
 def _hand_over(batch: list[Delivery]) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from prfaas.engine.grammar import GrammarBook
 from prfaas.engine.torch_race import TokenRace
-from prfaas.errors import EngineFailed, InvalidRequest
+from prfaas.errors import EngineFailed, InvalidRequest, PrfaasError
 from prfaas.sched.plan import Draw, Drawn
 from prfaas.types import Grammar, SamplingParams, TokenLogprob
 
@@ -107,9 +107,13 @@ class TorchSampler:
 
     def _shaped(self, raw: torch.Tensor, draws: Sequence[Draw]) -> list[Drawn]:
         shaped = raw.clone() if any(map(_is_adjusted, draws)) else raw
+        errors: dict[int, PrfaasError] = {}  # a grammar that cannot be followed is its own request's misfortune
         for row, draw in enumerate(draws):
             if _is_adjusted(draw):
-                self._adjust_(shaped[row], draw)
+                try:
+                    self._adjust_(shaped[row], draw)
+                except PrfaasError as error:
+                    errors[row] = error
         tokens: dict[int, int] = {}
         hot = [at for at, draw in enumerate(draws) if draw.params.temperature > 0.0]
         if hot:
@@ -118,7 +122,10 @@ class TorchSampler:
         cold = [at for at in range(len(draws)) if at not in tokens]
         if cold:
             tokens.update(zip(cold, self._greedy(shaped, cold), strict=True))
-        return [self._report(raw[row], draw, tokens[row]) for row, draw in enumerate(draws)]
+        return [
+            Drawn(tokens[row], error=errors[row]) if row in errors else self._report(raw[row], draw, tokens[row])
+            for row, draw in enumerate(draws)
+        ]
 
     def _adjust_(self, row: torch.Tensor, draw: Draw) -> None:
         p = draw.params
@@ -155,7 +162,10 @@ class TorchSampler:
         row.masked_fill_(~torch.from_numpy(allowed).to(self._device), -torch.inf)
 
     def _report(self, raw: torch.Tensor, draw: Draw, token_id: int) -> Drawn:
-        done = draw.params.grammar is not None and self._followed().advance(draw.grammar_key, token_id)
+        try:
+            done = draw.params.grammar is not None and self._followed().advance(draw.grammar_key, token_id)
+        except PrfaasError as error:
+            return Drawn(token_id, error=error)
         if draw.params.logprobs is None:
             return Drawn(token_id, grammar_done=done)
         ranked = rank_logprobs(raw[None], [token_id], draw.params.logprobs)[0]

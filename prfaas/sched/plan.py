@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from prfaas.errors import PrfaasError
 from prfaas.types import SamplingParams, TokenLogprob
 
 
@@ -85,12 +86,14 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A sampled token. `grammar_done`: the grammar accepts nothing further, so the sample must stop."""
+    """A sampled token. `grammar_done`: the grammar accepts nothing further, so the sample must stop. With an `error` there
+    is no token, and the request of this row ends with it; the other rows of the step are well."""
 
     token_id: int
     logprob: float | None = None
     top_logprobs: tuple[TokenLogprob, ...] = ()
     grammar_done: bool = False
+    error: PrfaasError | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import pytest
 from prfaas.clock import ManualClock
 from prfaas.config import EngineSettings
 from prfaas.engine.api import Admitted, EngineEvent, EngineStream, Finished, Landing, LayersReady, TokensOut
+from prfaas.engine.backend import LayerHook
 from prfaas.engine.emulated import EmulatedBackend
 from prfaas.engine.loop import LoopedEngine
 from prfaas.errors import (
@@ -28,6 +29,7 @@ from prfaas.errors import (
 )
 from prfaas.modelspec import GroupKind, KvRange, ModelSpec
 from prfaas.planner.profile import Curve, HardwareProfile
+from prfaas.sched.plan import StepPlan, StepResult
 from prfaas.types import FinishReason, GenerationRequest, RequestId, SamplingParams, TokenOutput
 from tests.support.tiny_specs import INSTANT, SHAPES, emulated_engine, pool_sizes, tiny_spec
 
@@ -251,6 +253,32 @@ async def test_a_failing_step_fails_its_sequences_and_the_engine_goes_on() -> No
     assert_nothing_held(engine)
     request = ask(prompt(30))
     assert answers(await drain(engine.submit(request))) == answers(await truth(spec, request))
+    await engine.close()
+
+
+class SpoilingBackend(EmulatedBackend):
+    """Gives an error for every row of a request with seed 13."""
+
+    def execute(self, plan: StepPlan, on_layer: LayerHook | None) -> StepResult:
+        rows = dict(super().execute(plan, on_layer).rows)
+        for row in plan.rows:
+            if any(draw.params.seed == 13 for draw in row.draws):
+                broken = tuple(replace(each, error=EngineFailed("no grammar")) for each in rows[row.sequence_id].drawn)
+                rows[row.sequence_id] = replace(rows[row.sequence_id], drawn=broken)
+        return StepResult(rows)
+
+
+@pytest.mark.parametrize("export", [False, True])
+async def test_a_row_that_fails_ends_its_own_request_alone(export: bool) -> None:
+    spec = tiny_spec("kimi")
+    engine = emulated_engine(spec, backend=SpoilingBackend(spec, pool_sizes(spec), INSTANT, sleep=lambda _: None))
+    good = [engine.submit(ask(prompt(20, seed), n=2)) for seed in (1, 2)]
+    bad = engine.submit(ask(prompt(20, 3), n=3, seed=13), export=export)
+    with pytest.raises(EngineFailed, match="no grammar"):
+        await drain(bad)
+    for stream in good:
+        assert len(answers(await drain(stream), index=1)) == ANSWER
+    assert_nothing_held(engine)
     await engine.close()
 
 

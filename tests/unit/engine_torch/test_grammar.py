@@ -13,9 +13,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from prfaas.engine.grammar import MAX_COMPILED, GrammarBook
 from prfaas.errors import EngineFailed, InvalidRequest
+from prfaas.sched.plan import Draw
 from prfaas.text.model import TextModel
 from prfaas.text.vocabulary import byte_level_alphabet
-from prfaas.types import Grammar, GrammarKind
+from prfaas.types import Grammar, GrammarKind, SamplingParams
 
 EOS = 256
 VOCAB = 262  # four ids more than the tokenizer has, as a padded output layer would
@@ -158,3 +159,17 @@ def test_compiled_grammars_are_bounded(book: GrammarBook) -> None:
 def test_a_model_without_an_end_cannot_follow_grammars(text: TextModel) -> None:
     with pytest.raises(ValueError, match="end-of-sequence"):
         GrammarBook(text, VOCAB, ())
+
+
+def test_a_grammar_too_complex_to_follow_spoils_no_neighbour(book: GrammarBook) -> None:
+    torch = pytest.importorskip("torch")
+    from prfaas.engine.torch_sampler import SampleJob, TorchSampler
+
+    properties = {f"p{at}": {"type": "string"} for at in range(3000)}
+    schema = json.dumps({"type": "object", "properties": properties})
+    huge = SamplingParams(temperature=0.0, grammar=Grammar(GrammarKind.JSON_SCHEMA, schema))
+    sampler = TorchSampler(VOCAB, (EOS,), torch.device("cpu"), book)
+    draws = [Draw(0, 1, params, (9,), (ord("{"),), grammar_key=str(at)) for at, params in enumerate((huge, SamplingParams()))]
+    broken, well = sampler.sample(torch.zeros(2, VOCAB), [SampleJob(row, draw) for row, draw in enumerate(draws)])
+    assert isinstance(broken.error, EngineFailed)
+    assert well.error is None
