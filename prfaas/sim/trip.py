@@ -14,9 +14,10 @@ from prfaas.errors import CapacityError, PrfaasError, TransferStalled, WorkerUnr
 from prfaas.sim.frontdoor import FrontDoor, Prompt
 from prfaas.sim.kernel import Kernel
 from prfaas.sim.links import Flow, SimLink
+from prfaas.sim.listener import Answer
 from prfaas.sim.paths import Paths
 from prfaas.sim.records import Journal, Outcome, RequestRecord
-from prfaas.sim.worker import Answer, SimWorker
+from prfaas.sim.worker import SimWorker
 from prfaas.types import Decision, PrefillCandidate, PrefillReport, Route, SiteId, WorkerId
 from router.ledger import DispatchId
 

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 from prfaas.config import EngineSettings
 from prfaas.engine.api import Admitted, EngineEvent, Finished, LayersReady, TokensOut
@@ -27,6 +26,7 @@ from prfaas.sched.plan import Drawn, Row, RowResult, StepPlan, StepResult
 from prfaas.sched.sequence import Sequence
 from prfaas.sim.gaps import Histogram
 from prfaas.sim.kernel import Kernel, Timer
+from prfaas.sim.listener import Answer, Listener
 from prfaas.sim.model import SimModel
 from prfaas.sim.prompts import DRAW, END
 from prfaas.types import GenerationRequest, Role, SiteId, TokenOutput, WorkerId, WorkerInfo, WorkerLoad
@@ -43,34 +43,6 @@ class SimEngineSettings:
     max_step_tokens: int = 8192
     max_waiting: int = 4096
     prefix_cache: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """How a sequence was decoded. `wait_s`: between its first token and the start of its first decode step."""
-
-    num_tokens: int
-    first_s: float
-    last_s: float
-    wait_s: float
-
-
-class Listener(Protocol):
-    """What happens to one job of a worker."""
-
-    def admitted(self, cached_tokens: int, queue_s: float) -> None: ...
-
-    def layers(self, num_bytes: int) -> None:
-        """Exports over a link: this much more can be sent."""
-        ...
-
-    def first_token(self, prefill_s: float) -> None:
-        """The prompt is computed here, `prefill_s` after admission."""
-        ...
-
-    def finished(self, answer: Answer) -> None: ...
-
-    def failed(self, error: PrfaasError) -> None: ...
 
 
 @dataclass(slots=True, eq=False)

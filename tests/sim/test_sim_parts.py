@@ -11,11 +11,12 @@ from prfaas.planner.cases import paper_case
 from prfaas.sim.gaps import Histogram
 from prfaas.sim.kernel import Kernel
 from prfaas.sim.links import SimLink
+from prfaas.sim.listener import Answer
 from prfaas.sim.model import NUM_LAYERS, sim_model
 from prfaas.sim.parsing import parse_link_events, parse_policy, parse_workload
 from prfaas.sim.prompts import END, encode
 from prfaas.sim.scenario import SimPolicy
-from prfaas.sim.worker import Answer, SimEngineSettings, SimWorker
+from prfaas.sim.worker import SimEngineSettings, SimWorker
 from prfaas.sim.workloads import Piece
 from prfaas.types import GenerationRequest, RequestId, Role, SamplingParams
 
