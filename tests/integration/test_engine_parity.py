@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,8 +43,7 @@ class Subject:
     other: Engine
 
     def prompt(self, num_tokens: int, seed: int = 5) -> tuple[int, ...]:
-        rng = random.Random(f"{seed}/{num_tokens}")
-        return tuple(rng.randrange(10, self.vocab) for _ in range(num_tokens))
+        return reference.prompt(num_tokens, self.vocab, seed)
 
 
 @dataclass(slots=True)

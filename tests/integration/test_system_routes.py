@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,12 +16,11 @@ from tests.support.system import System
 pytestmark = [pytest.mark.e2e, pytest.mark.torch, pytest.mark.timeout(300)]
 
 LENGTHS = (1, 63, 64, 65, 500, 3000, 129, 7)  # eight requests at once
-MAX_TOKENS = 12
+MAX_TOKENS = 16
 
 
-def _prompts(vocab: int) -> list[list[int]]:
-    rng = random.Random(5)
-    return [[rng.randrange(10, vocab) for _ in range(n)] for n in LENGTHS]
+def _prompts(vocab: int) -> list[tuple[int, ...]]:
+    return [reference.prompt(n, vocab) for n in LENGTHS]
 
 
 def _two_sites(source: str, log_dir: Path) -> System:
