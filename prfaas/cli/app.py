@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from prfaas.cli.bench.command import bench_app
 from prfaas.cli.plan import plan
 from prfaas.cli.screen import Screen
 from prfaas.cli.simulate import simulate
@@ -23,6 +24,7 @@ app = typer.Typer(
 
 doctor_app = typer.Typer(invoke_without_command=True)
 app.add_typer(doctor_app, name="doctor")
+app.add_typer(bench_app, name="bench")
 
 ModelArgument = Annotated[
     str, typer.Argument(help="smollm2, tiny-kimi-linear, a model directory, a .gguf file, or a hub id such as owner/model")

@@ -1,0 +1,1 @@
+"""The load generator behind `prfaas bench` and the project's benchmarks: any OpenAI-compatible server, streamed."""
