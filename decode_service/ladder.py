@@ -80,8 +80,9 @@ class PrefillLadder:
     async def prefill(self, request: GenerationRequest, decision: Decision, deadline: Deadline) -> Prefilled:
         """Cancelling the call cancels the rung under way and frees what it had reserved.
 
-        Raises what `Engine.reserve` and `Engine.submit` raise; a candidate's failure is never raised.
+        Raises what the engine's `check`, `reserve` and `submit` raise; a candidate's failure is never raised.
         """
+        await self._engine.check(request)
         attempts: list[str] = []
         if decision.candidates:
             landed = await self._land(request, decision.candidates, deadline, attempts)

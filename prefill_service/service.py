@@ -30,16 +30,16 @@ class PrefillService:
         self._admit = admit
 
     async def open(self, order: PrefillOrder) -> PrefillSource:
-        """See the port. Raises what `Engine.submit` raises, FingerprintMismatch, Draining when the door is closed, and
-        InvalidRequest when the receiver claims to hold the whole prompt."""
+        """See the port. Raises what the engine's `check` and `submit` raise, FingerprintMismatch, Draining when the door
+        is closed, and InvalidRequest when the receiver claims to hold the whole prompt."""
         leave = self._admit()
         try:
-            return self._open(order, leave)
+            return await self._open(order, leave)
         except BaseException:
             leave()
             raise
 
-    def _open(self, order: PrefillOrder, leave: Callable[[], None]) -> PrefillSource:
+    async def _open(self, order: PrefillOrder, leave: Callable[[], None]) -> PrefillSource:
         spec = self._engine.spec
         spec.fingerprint.require_equal(order.fingerprint)
         num_tokens = len(order.request.tokens)
@@ -48,6 +48,7 @@ class PrefillService:
                 f"held_tokens is {order.held_tokens}; it must leave at least one of {num_tokens} prompt tokens to compute",
                 param="held_tokens",
             )
+        await self._engine.check(order.request)
         queued = self._queued()
         stream = self._engine.submit(order.request, export=True)
 

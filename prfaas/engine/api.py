@@ -104,6 +104,11 @@ class Engine(Protocol):
     @property
     def spec(self) -> ModelSpec: ...
 
+    async def check(self, request: GenerationRequest) -> None:
+        """Raise InvalidRequest when this engine cannot honour the sampling parameters. Doors await it before `submit` and
+        `reserve`: what takes long (compiling a grammar) then runs off the event loop and within a bounded time."""
+        ...
+
     def submit(self, request: GenerationRequest, *, export: bool = False) -> EngineStream:
         """Queue a request. Raises PromptTooLong, InvalidRequest, QueueFull (with retry_after_s), OutOfBlocks if it can
         never fit, Draining."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from prfaas.engine.core import EngineCore
 from prfaas.engine.job import Job, JobId, JobKind
 from prfaas.engine.meters import EngineMeters, counters
 from prfaas.engine.stream import JobLanding, JobStream
-from prfaas.errors import Draining, EngineFailed, OutOfBlocks, PrfaasError, QueueFull, RequestCancelled
+from prfaas.errors import Draining, EngineFailed, InvalidRequest, OutOfBlocks, PrfaasError, QueueFull, RequestCancelled
 from prfaas.log import logger
 from prfaas.metrics import MetricSet
 from prfaas.modelspec import DType, KvRange, ModelSpec
@@ -30,6 +31,8 @@ from prfaas.sched.plan import StepPlan, StepResult
 from prfaas.types import CacheEvent, GenerationRequest, TokenOutput, WorkerLoad
 
 LOG = logger(__name__)
+
+CHECK_S = 5.0  # a grammar that takes longer to compile is refused
 
 Delivery = tuple[JobId, JobStream, EngineEvent | PrfaasError]
 
@@ -57,6 +60,8 @@ class LoopedEngine:
         self._line: list[_Ticket] = []
         self._draining = False
         self._closing = False
+        # One thread: grammars are compiled one after the other, so that they never take more than one core.
+        self._checker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prfaas-check")
         self._thread = threading.Thread(target=self._run, name="prfaas-engine", daemon=True)
         self._thread.start()
 
@@ -65,6 +70,24 @@ class LoopedEngine:
         return self._core.spec
 
     # Doors
+
+    async def check(self, request: GenerationRequest) -> None:
+        if request.sampling.grammar is None:
+            self._backend.check(request.sampling)
+            return
+        with self._changed:
+            self._require_open()
+            work = self._checker.submit(self._backend.check, request.sampling)
+        try:
+            async with asyncio.timeout(CHECK_S):
+                await asyncio.wrap_future(work)
+        except TimeoutError as error:
+            if work.cancel():  # it never began
+                raise QueueFull(f"other grammars were being compiled for {CHECK_S} s", retry_after_s=1.0) from error
+            raise InvalidRequest(
+                f"response_format: this grammar takes more than {CHECK_S} s to compile; send a smaller one",
+                param="response_format",
+            ) from error
 
     def submit(self, request: GenerationRequest, *, export: bool = False) -> EngineStream:
         self._backend.check(request.sampling)
@@ -133,6 +156,7 @@ class LoopedEngine:
                 for job in self._core.jobs():
                     self._core.cancel(job.job_id, RequestCancelled("the engine is closing"))
                 self._after_change()
+                self._checker.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._thread.join)
 
     # JobPort: what streams and landings ask for

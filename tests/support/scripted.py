@@ -108,6 +108,7 @@ class ScriptedEngine:
     stream: ScriptedStream = field(default_factory=lambda: ScriptedStream(story(7, 8)))
     held_tokens: int = 4
     refuse: PrfaasError | None = None
+    unusable: PrfaasError | None = None  # raised by check
     now: WorkerLoad = field(default_factory=WorkerLoad)
     submitted: list[GenerationRequest] = field(default_factory=list)
     exported: list[GenerationRequest] = field(default_factory=list)
@@ -120,6 +121,10 @@ class ScriptedEngine:
     @property
     def spec(self) -> ModelSpec:
         return SPEC
+
+    async def check(self, request: GenerationRequest) -> None:
+        if self.unusable is not None:
+            raise self.unusable
 
     def submit(self, request: GenerationRequest, *, export: bool = False) -> ScriptedStream:
         if self.refuse is not None:

@@ -11,6 +11,7 @@ from decode_service.ladder import LadderTerms, Prefilled, PrefillLadder
 from prfaas.clock import ManualClock
 from prfaas.errors import (
     DigestMismatch,
+    InvalidRequest,
     OutOfBlocks,
     PrfaasError,
     QueueFull,
@@ -167,6 +168,14 @@ async def test_cancelling_stops_the_transfer_and_frees_the_room() -> None:
     assert bench.transport.cancelled == 1
     assert bench.engine.landings[0].aborted == 1
     assert bench.engine.submitted == []
+
+
+async def test_what_the_engine_cannot_honour_never_reaches_a_candidate() -> None:
+    bench = Bench(deliver(), engine=ScriptedEngine(unusable=InvalidRequest("no such grammar", param="response_format")))
+    with pytest.raises(InvalidRequest, match="no such grammar"):
+        await bench.prefill(FAR)
+    assert bench.transport.orders == []
+    assert bench.engine.reserved == []
 
 
 async def test_no_room_here_is_the_requests_error_not_a_rungs() -> None:

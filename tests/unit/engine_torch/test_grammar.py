@@ -161,15 +161,53 @@ def test_a_model_without_an_end_cannot_follow_grammars(text: TextModel) -> None:
         GrammarBook(text, VOCAB, ())
 
 
-def test_a_grammar_too_complex_to_follow_spoils_no_neighbour(book: GrammarBook) -> None:
+def optional_properties(count: int) -> Grammar:
+    properties = {f"p{at}": {"type": "string"} for at in range(count)}
+    return Grammar(GrammarKind.JSON_SCHEMA, json.dumps({"type": "object", "properties": properties}))
+
+
+def test_a_thousand_optional_properties_can_be_followed(book: GrammarBook) -> None:
+    wide = optional_properties(1000)
+    book.check(wide)
+    write(book, "a", wide, '{"p7": "x", "p999": "y"}')
+
+
+@pytest.mark.parametrize(
+    ("grammar", "advice"),
+    [(optional_properties(2500), "fewer optional properties"), (Grammar(GrammarKind.REGEX, "a" * 131_073), "131073 bytes")],
+)
+def test_a_grammar_too_complex_to_follow_is_refused_with_advice(book: GrammarBook, grammar: Grammar, advice: str) -> None:
+    with pytest.raises(InvalidRequest, match=advice) as caught:
+        book.check(grammar)
+    assert caught.value.param == "response_format"
+
+
+def test_a_checked_grammar_is_not_compiled_again(book: GrammarBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    book.check(NUMBERS)
+
+    def compile_again(grammar: Grammar) -> None:
+        raise AssertionError(f"{grammar} was compiled twice")
+
+    monkeypatch.setattr(book, "_compile", compile_again)
+    book.check(NUMBERS)
+    assert letters(book.allowed("a", NUMBERS, ())) == "0123456789"
+
+
+def test_a_grammar_that_breaks_in_mid_answer_spoils_no_neighbour(book: GrammarBook) -> None:
     torch = pytest.importorskip("torch")
     from prfaas.engine.torch_sampler import SampleJob, TorchSampler
 
-    properties = {f"p{at}": {"type": "string"} for at in range(3000)}
-    schema = json.dumps({"type": "object", "properties": properties})
-    huge = SamplingParams(temperature=0.0, grammar=Grammar(GrammarKind.JSON_SCHEMA, schema))
+    # Behind a long string no check sees the part that is too complex.
+    hidden = json.loads(optional_properties(2500).source)
+    late = {"type": "object", "properties": {"long": {"const": "x" * 9}, "wide": hidden}, "required": ["long", "wide"]}
+    params = SamplingParams(temperature=0.0, grammar=Grammar(GrammarKind.JSON_SCHEMA, json.dumps(late)))
+    book.check(params.grammar)
+    output = tuple(b'{"long":"xxxxxxxxx","wide":{')
     sampler = TorchSampler(VOCAB, (EOS,), torch.device("cpu"), book)
-    draws = [Draw(0, 1, params, (9,), (ord("{"),), grammar_key=str(at)) for at, params in enumerate((huge, SamplingParams()))]
+    draws = [
+        Draw(0, len(output), each, (9,), output, grammar_key=str(at)) for at, each in enumerate((params, SamplingParams()))
+    ]
     broken, well = sampler.sample(torch.zeros(2, VOCAB), [SampleJob(row, draw) for row, draw in enumerate(draws)])
-    assert isinstance(broken.error, EngineFailed)
+    assert isinstance(broken.error, InvalidRequest)
+    assert "too complex" in broken.error.message
     assert well.error is None

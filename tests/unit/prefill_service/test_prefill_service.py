@@ -111,6 +111,14 @@ async def test_a_full_queue_is_the_engines_error() -> None:
     assert bench.gate.inside == 0
 
 
+async def test_what_the_engine_cannot_honour_is_refused_before_anything_is_queued() -> None:
+    bench = Bench(ScriptedEngine(unusable=InvalidRequest("no such grammar", param="response_format")))
+    with pytest.raises(InvalidRequest, match="no such grammar"):
+        await bench.service.open(order())
+    assert bench.gate.inside == 0
+    assert bench.engine.exported == []
+
+
 async def test_a_closed_door_refuses() -> None:
     bench = Bench(ScriptedEngine())
     bench.gate.close()
