@@ -73,6 +73,7 @@ class Fleet:
         self._decode: dict[WorkerId, WorkerView] = {}
         self._prefill: dict[SiteId, dict[WorkerId, WorkerView]] = {}
         self._index = PrefixIndex()
+        self._cache_revision = 0
         self._ledger = Ledger()
         self._board = LinkBoard(LINK_EXPIRY_S)
         self._links: dict[Link, LinkView] = {}
@@ -81,6 +82,7 @@ class Fleet:
         self._fits: dict[Kind, PrefillFit] = {}
         self._models: dict[Kind, PrefillModel] = {}
         self._view: FleetView | None = None
+        self._stale: dict[WorkerId, _Member] = {}  # whose view is behind; several changes between two decisions cost one
         self._counted: set[tuple[str, str, str]] = set()
         self._expected: set[tuple[str, Role]] = set()  # kinds of worker the deployment has; a silent loss does not remove one
 
@@ -92,12 +94,13 @@ class Fleet:
         if old is not None:
             self._drop_view(old.info)
             self._leave(old.info)
+        self._cache_revision += 1
         now_s = self._clock.now_s()
         member = _Member(info, _facts(info, now_s), WorkerLoad(free_blocks=info.total_blocks), now_s)
         self._members[info.worker_id] = member
         self._index.add_worker(info.worker_id, Family(info.fingerprint_digest, info.block_tokens, info.cache_groups))
         self._expected.add((info.site, info.role))
-        self._refresh(member)
+        self._changed(member)
         _log.info("worker %s registered: %s in %s at %s", info.worker_id, info.role, info.site, info.address)
 
     def heartbeat(
@@ -116,8 +119,10 @@ class Fleet:
         if links:
             self._board.report(worker_id, links, member.seen_s)
             self._links = self._board.views(member.seen_s)
+        if events:
+            self._cache_revision += 1
         in_step = self._index.apply(worker_id, events)
-        self._refresh(member)
+        self._changed(member)
         return HeartbeatAnswer(known=True, resync=not in_step)
 
     def put_snapshot(self, worker_id: WorkerId, incarnation: str, next_seq: int, contents: Sequence[CacheEvent]) -> bool:
@@ -125,6 +130,7 @@ class Fleet:
         member = self._members.get(worker_id)
         if member is None or member.info.incarnation != incarnation:
             return False
+        self._cache_revision += 1
         self._index.replace(worker_id, next_seq, contents)
         return True
 
@@ -153,6 +159,7 @@ class Fleet:
 
     def _forget(self, worker_id: WorkerId) -> None:
         self._drop_view(self._members.pop(worker_id).info)
+        self._cache_revision += 1
         self._index.remove_worker(worker_id)
         self._board.forget(worker_id)
         self._view = None
@@ -162,6 +169,7 @@ class Fleet:
     def view(self) -> FleetView:
         """The fleet as it stands. Rebuilt only after a change."""
         if self._view is None:
+            self._catch_up()
             self._view = FleetView(
                 decode=tuple(self._decode.values()),
                 prefill={site: tuple(views.values()) for site, views in self._prefill.items()},
@@ -175,6 +183,11 @@ class Fleet:
     def block_sizes(self) -> frozenset[int]:
         """The block sizes in tokens that caches of the fleet use; prompts are named once for each."""
         return frozenset(index.family.block_tokens for index in self._index.families())
+
+    @property
+    def cache_revision(self) -> int:
+        """Rises when any worker's cache is known to have changed: while it stands, a request view stays true."""
+        return self._cache_revision
 
     def request_view(self, request: GenerationRequest, names: PromptNames) -> RequestView:
         """The request with every worker's usable prefix. `names` come from `name_prompt` for `block_sizes()`."""
@@ -254,7 +267,7 @@ class Fleet:
         member = self._members.get(worker_id)
         if member is not None:
             member.suspect = True
-            self._refresh(member)
+            self._changed(member)
 
     def tune(self, tuning: Tuning) -> None:
         """Set the threshold and the state of the links for the decisions to come."""
@@ -268,15 +281,24 @@ class Fleet:
         return self._ledger.num_open
 
     def _touch(self, dispatch: Dispatch) -> None:
-        for worker_id in {dispatch.decode_worker, dispatch.prefill_worker}:
+        for worker_id in (dispatch.decode_worker, dispatch.prefill_worker):
             member = self._members.get(worker_id)
             if member is not None:
-                self._refresh(member)
+                self._changed(member)
 
-    def _refresh(self, member: _Member) -> None:
-        """Rebuild a member's view: reported load, or what stands in the ledger where that is more."""
+    def _changed(self, member: _Member) -> None:
+        self._stale[member.info.worker_id] = member
+        self._view = None
+
+    def _catch_up(self) -> None:
+        for worker_id, member in self._stale.items():
+            self._views_of(member.info)[worker_id] = self._view_of(member)
+        self._stale.clear()
+
+    def _view_of(self, member: _Member) -> WorkerView:
+        """A member as policies see it: reported load, or what stands in the ledger where that is more."""
         load, sent = member.load, self._ledger.of(member.info.worker_id)
-        view = replace(
+        return replace(
             member.facts,
             seen_s=member.seen_s,
             running=max(load.running + load.waiting, sent.sequences),
@@ -289,8 +311,6 @@ class Fleet:
             draining=load.draining,
             suspect=member.suspect,
         )
-        self._views_of(member.info)[view.worker_id] = view
-        self._view = None
 
     def _per_token_s(self, member: _Member) -> float:
         """Seconds per token of the member's queue: as fitted, as reported, or a guess."""
@@ -304,6 +324,7 @@ class Fleet:
         return self._prefill.setdefault(info.site, {}) if info.role.opens_prefill else self._decode
 
     def _drop_view(self, info: WorkerInfo) -> None:
+        self._stale.pop(info.worker_id, None)
         views = self._views_of(info)
         views.pop(info.worker_id, None)
         if info.role.opens_prefill and not views:

@@ -37,6 +37,7 @@ from router.ledger import DispatchId
 from router.policy.admission import Ticket
 from router.policy.decide import Policy, Verdict
 from router.policy.prefix_index import PromptNames, name_prompt
+from router.policy.view import RequestView
 
 _log = logger(__name__)
 
@@ -55,6 +56,8 @@ class _Trip:
     request: GenerationRequest
     names: PromptNames
     deadline_at_s: float | None
+    held: RequestView | None = None  # what workers hold of the prompt, as of the fleet's cache revision
+    revision: int = -1
     failed: dict[WorkerId, str] = field(default_factory=dict)  # decode workers that failed it, with the error code
     announced: bool = False  # Decided has been passed on
     place: int = -1  # at the door, once let in
@@ -126,8 +129,14 @@ class RoutedPipeline:
     def _ticket(self, trip: _Trip) -> Ticket:
         """What the request asks of the fleet: the tokens that no worker has cached."""
         request = trip.request
-        held = max(self._fleet.request_view(request, trip.names).cached_tokens.values(), default=0)
+        held = max(self._look_up(trip).cached_tokens.values(), default=0)
         return Ticket(request.tenant, request.priority, len(request.tokens) - held, trip.deadline_at_s)
+
+    def _look_up(self, trip: _Trip) -> RequestView:
+        """What every worker holds of the prompt; looked up again only after some cache has changed."""
+        if trip.held is None or trip.revision != self._fleet.cache_revision:
+            trip.held, trip.revision = self._fleet.request_view(trip.request, trip.names), self._fleet.cache_revision
+        return trip.held
 
     async def _attempts(self, trip: _Trip) -> AsyncGenerator[PipelineEvent, None]:
         """One decode worker after the other, until one answers or nobody else may."""
@@ -211,10 +220,9 @@ class RoutedPipeline:
 
     def _decide(self, trip: _Trip, request: GenerationRequest) -> _Start:
         started_s = self._clock.now_s()
-        view = self._fleet.request_view(request, trip.names)
+        view = self._look_up(trip)
         may_leave = self._door.may_leave(request.tenant)
-        if trip.failed or not may_leave:
-            view = replace(view, exclude=frozenset(trip.failed), may_leave=may_leave)
+        view = replace(view, exclude=frozenset(trip.failed), may_leave=may_leave, time_left_s=request.deadline_s)
         verdict = self._policy.decide(view, self._fleet.view(), started_s)
         dispatch_id = self._fleet.dispatched(verdict, view)
         self._door.booked(trip.place)

@@ -89,11 +89,20 @@ def _forecasts(
 
 
 def choose_decode(request: RequestView, view: FleetView, now_s: float) -> WorkerView:
-    """The cheapest decode worker. Raises NoWorkerAvailable."""
+    """The cheapest decode worker. Raises NoWorkerAvailable.
+
+    Freest first: a worker without anything of the prompt costs at least its load and the whole prompt, so that most of
+    a large fleet needs no closer look once a free one is found.
+    """
     oldest_s = now_s - view.member_timeout_s
     best: WorkerView | None = None
     least = math.inf
-    for worker in view.decode:
+    loads = [worker.running / worker.max_running for worker in view.decode]
+    whole = request.num_tokens / scorers.MISSING_TOKENS_PER_BATCH
+    for index in sorted(range(len(loads)), key=loads.__getitem__):
+        worker = view.decode[index]
+        if loads[index] + whole >= least and worker.worker_id not in request.cached_tokens:
+            continue
         if filters.can_take(worker, request, oldest_s):
             cost = scorers.decode_cost(worker, request)
             if cost < least:

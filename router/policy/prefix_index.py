@@ -136,13 +136,14 @@ class FamilyIndex:
             return {}
         valid = self._covered(keys)
         for group in self.family.groups:
-            if group.kind is not GroupKind.FULL:
+            if group.kind is not GroupKind.FULL and len(valid):
                 present = self._presence(group.name, keys[: len(valid)])
                 valid &= self._window(present, group) if group.kind is GroupKind.SLIDING else present
         return self._longest(valid)
 
     def _covered(self, keys: Keys) -> Masks:
-        """Row i: workers that hold blocks 0 to i in every group that must cover the whole prefix.
+        """Row i: workers that hold blocks 0 to i in every group that must cover the whole prefix; ends with the last row
+        in which there is one.
 
         Looks at ever larger pieces and stops where no worker is left: most prompts are new after a few blocks.
         """
@@ -162,7 +163,9 @@ class FamilyIndex:
             rows.append(present)
             everybody = present[-1]
             start, size = start + size, size * _LOOK_FURTHER
-        return np.concatenate(rows)
+        covered = np.concatenate(rows)
+        held = np.flatnonzero(covered.reshape(-1))
+        return covered[: int(held[-1]) // self._words + 1 if len(held) else 0]
 
     def _presence(self, group: str, keys: Keys) -> Masks:
         tables = [self._tables[group, tier] for tier in CacheTier if (group, tier) in self._tables]
@@ -189,20 +192,19 @@ class FamilyIndex:
 
     def _longest(self, valid: Masks) -> dict[WorkerId, int]:
         """The last row in which each worker's bit is set, in tokens."""
-        reach = valid
-        if any(group.kind is not GroupKind.FULL for group in self.family.groups):
-            reach = np.bitwise_or.accumulate(valid[::-1], axis=0)[::-1]  # row i: workers usable at i or beyond
-        ends = reach.copy()
-        ends[:-1] &= ~reach[1:]
+        ends = valid.copy()
+        ends[:-1] &= ~valid[1:]  # a worker's last row is among those after which its bit is not set
         flat = ends.reshape(-1)
+        seen = [0] * self._words
         found: dict[WorkerId, int] = {}
-        for at in np.flatnonzero(flat).tolist():
+        for at in np.flatnonzero(flat)[::-1].tolist():
             row, word = divmod(at, self._words)
-            tokens = (row + 1) * self.family.block_tokens
-            for bit in set_bits(int(flat[at])):
+            last = int(flat[at]) & ~seen[word]
+            seen[word] |= last
+            for bit in set_bits(last):
                 worker_id = self._workers.get(word * WORD_BITS + bit)
                 if worker_id is not None:
-                    found[worker_id] = tokens
+                    found[worker_id] = (row + 1) * self.family.block_tokens
         return found
 
     def _table(self, group: str, tier: CacheTier) -> HolderTable:
