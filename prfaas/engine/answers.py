@@ -49,5 +49,7 @@ def take_first(job: Job, spec: ModelSpec, first: Sequence[TokenOutput]) -> tuple
 
 
 def accepted_by_grammars(job: Job) -> list[tuple[str, tuple[int, ...]]]:
-    """Grammar keys of the samples that go on, and the tokens that their grammars have not seen yet."""
-    return [(s.grammar_key, tuple(s.tokens)) for s in job.samples if s.grammar_key and s.finish is None]
+    """Keys of the constrained samples that go on, and the tokens that their grammars have not seen yet."""
+    if job.request.sampling.grammar is None:
+        return []
+    return [(s.sample_key, tuple(s.tokens)) for s in job.samples if s.finish is None]

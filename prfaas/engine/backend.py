@@ -55,7 +55,7 @@ class Backend(Protocol):
         token outside the vocabulary). Engines ask before they queue a request, from any thread."""
         ...
 
-    def accept(self, grammar_key: str, tokens: Sequence[int]) -> None:
+    def accept(self, sample_key: str, tokens: Sequence[int]) -> None:
         """Advance a sample's grammar by tokens that were drawn elsewhere (a landing's first token)."""
         ...
 

@@ -105,7 +105,7 @@ class EngineCore:
     def commit(self, job_id: JobId, first: Sequence[TokenOutput], *, now_s: float) -> list[tuple[str, tuple[int, ...]]]:
         """Every byte has landed: publish, and decode on from the first tokens (one for each sample).
 
-        Returns grammar keys and the tokens that the backend's grammars must accept before the next step.
+        Returns sample keys and the tokens that the backend's grammars must accept before the next step.
 
         Raises:
             TransferGone: the landing was aborted or cancelled.
@@ -297,14 +297,14 @@ class EngineCore:
 
     def _finish_export(self, job: Job, strand: Strand) -> None:
         self.scheduler.leave(strand.sequence)
-        self._forget_grammars(strand.samples)
+        self._forget_samples(strand.samples)
         job.pinned, job.state = strand.sequence.held, JobState.PINNED
         self._emit(job, Finished(Usage(len(job.request.tokens), len(job.samples), job.cached_tokens)))
 
     def _continue(self, job: Job, strand: Strand, *, requeue: bool) -> None:
         """After a draw: the first sample that goes on keeps the sequence, the others fork, finished ones leave."""
         alive = [sample for sample in strand.samples if sample.finish is None]
-        self._forget_grammars([sample for sample in strand.samples if sample.finish is not None])
+        self._forget_samples([sample for sample in strand.samples if sample.finish is not None])
         sequence = strand.sequence
         for sample in alive[1:]:
             self._fork(job, sequence, sample)
@@ -332,11 +332,11 @@ class EngineCore:
         self._strands[child.sequence_id] = (job, strand)
         self.scheduler.requeue(child)
 
-    def _forget_grammars(self, samples: Sequence[Sample]) -> None:
+    def _forget_samples(self, samples: Sequence[Sample]) -> None:
         for sample in samples:
-            if sample.grammar_key:
-                self._ended_keys.append(sample.grammar_key)
-                sample.grammar_key = ""
+            if sample.sample_key:
+                self._ended_keys.append(sample.sample_key)
+                sample.sample_key = ""
 
     def _count_waste(self, job: Job) -> None:
         if job.kind is not JobKind.LANDING and not (job.spoke and job.kind is JobKind.GENERATE):
@@ -345,7 +345,7 @@ class EngineCore:
 
     def _end(self, job: Job) -> None:
         """Nothing more is computed for a job; free what nobody touches."""
-        self._forget_grammars([sample for sample in job.samples if sample.finish is None])
+        self._forget_samples([sample for sample in job.samples if sample.finish is None])
         for sample in job.samples:
             sample.finish = sample.finish or FinishReason.CANCELLED
         for strand in job.strands:

@@ -78,7 +78,7 @@ class EmulatedBackend:
         if params.logit_bias:
             raise UnsupportedParameter("an emulated engine has no logits to bias", param="logit_bias")
 
-    def accept(self, grammar_key: str, tokens: Sequence[int]) -> None:
+    def accept(self, sample_key: str, tokens: Sequence[int]) -> None:
         raise EngineFailed("an emulated engine has no grammars")  # `check` lets no request with one in
 
     def close(self) -> None:

@@ -40,7 +40,7 @@ class Sample:
     """One of a request's n answers."""
 
     index: int
-    grammar_key: str
+    sample_key: str
     tokens: list[int] = field(default_factory=list)
     finish: FinishReason | None = None
 

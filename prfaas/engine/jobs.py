@@ -6,7 +6,7 @@ from itertools import count
 
 from prfaas.cache.hashing import root_hash
 from prfaas.engine.job import Job, JobId, JobKind, JobState, Sample, Strand
-from prfaas.engine.rules import total_tokens
+from prfaas.engine.rules import needs_history, total_tokens
 from prfaas.modelspec import ModelSpec
 from prfaas.sched.sequence import Sequence
 from prfaas.types import GenerationRequest
@@ -22,8 +22,8 @@ class JobMaker:
     def job(self, request: GenerationRequest, kind: JobKind, state: JobState, now_s: float) -> Job:
         """A new job with one strand that will draw all samples. The prompt's blocks are named here, once."""
         job_id = JobId(next(self._ids))
-        constrained = request.sampling.grammar is not None
-        samples = [Sample(i, f"{request.request_id}#{job_id}/{i}" if constrained else "") for i in range(request.sampling.n)]
+        keyed = needs_history(request.sampling)
+        samples = [Sample(i, f"{request.request_id}#{job_id}/{i}" if keyed else "") for i in range(request.sampling.n)]
         sequence = self.sequence(request, now_s, export=kind is JobKind.EXPORT)
         sequence.name_blocks()
         return Job(job_id, request, kind, state, now_s, samples, [Strand(sequence, list(samples))])

@@ -307,9 +307,9 @@ class LoopedEngine:
         """Let grammars take in first tokens that were drawn elsewhere; a token that one refuses ends its job alone."""
         with self._changed:
             accepts, self._accepts = self._accepts, []
-        for job_id, grammar_key, tokens in accepts:
+        for job_id, sample_key, tokens in accepts:
             try:
-                self._backend.accept(grammar_key, tokens)
+                self._backend.accept(sample_key, tokens)
             except PrfaasError as error:
                 with self._changed:
                     self._core.cancel(job_id, error)

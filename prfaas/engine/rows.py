@@ -11,7 +11,7 @@ from prfaas.sched.scheduler import Round, Share
 
 
 def build_plan(step: Round, strands: Mapping[int, tuple[Job, Strand]], ended: tuple[str, ...]) -> StepPlan:
-    """The plan of a round. `strands`: sequence id -> its job and strand; `ended`: grammar keys to forget."""
+    """The plan of a round. `strands`: sequence id -> its job and strand; `ended`: sample keys to forget."""
     return StepPlan(
         rows=tuple(_row(share, *strands[share.sequence.sequence_id]) for share in step.shares),
         before=tuple(_copy(move) for move in step.moves),
@@ -51,8 +51,8 @@ def _draws(job: Job, strand: Strand) -> tuple[Draw, ...]:
             position=len(sample.tokens),
             params=job.request.sampling,
             prompt_tokens=job.request.tokens,
-            output_tokens=tuple(sample.tokens),
-            grammar_key=sample.grammar_key,
+            output_tokens=tuple(sample.tokens) if sample.sample_key else (),
+            sample_key=sample.sample_key,
         )
         for sample in strand.samples
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from prfaas.errors import InvalidRequest, OutOfBlocks, PromptTooLong
 from prfaas.modelspec import ModelSpec
-from prfaas.types import FinishReason, GenerationRequest
+from prfaas.types import FinishReason, GenerationRequest, SamplingParams
 
 
 def check_request(request: GenerationRequest, spec: ModelSpec) -> None:
@@ -52,6 +52,16 @@ def never_fits(group: str, needed_blocks: int, existing_blocks: int) -> OutOfBlo
 def total_tokens(request: GenerationRequest, spec: ModelSpec) -> int:
     """The most tokens that are ever computed for one sample: prompt and answer, within the context."""
     return min(len(request.tokens) + request.sampling.max_tokens, spec.max_context_tokens)
+
+
+def penalised(params: SamplingParams) -> bool:
+    """Whether what a sample has said makes tokens less likely."""
+    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+
+
+def needs_history(params: SamplingParams) -> bool:
+    """Whether the draws of a sample depend on its earlier tokens, beyond the logits."""
+    return params.grammar is not None or penalised(params)
 
 
 def finish_reason(

@@ -1,7 +1,7 @@
 """The backend that computes: one network, its paged cache and a sampler, driven by step plans.
 
 Implements `prfaas.engine.backend.Backend`. Everything that was decided (which sequences, which blocks, when to copy)
-comes with the plan; nothing is remembered between steps but cache contents and grammar states.
+comes with the plan; nothing is remembered between steps but cache contents, grammar states and token counts.
 """
 
 from __future__ import annotations
@@ -56,8 +56,7 @@ class TorchBackend:
 
     def execute(self, plan: StepPlan, on_layer: LayerHook | None) -> StepResult:
         """Run one step. Raises EngineFailed when torch does (out of memory, a failed kernel)."""
-        if self._grammars is not None:
-            self._grammars.forget(plan.ended)
+        self._sampler.forget(plan.ended)
         try:
             with torch.inference_mode():
                 self._store.copy(plan.before)
@@ -102,9 +101,9 @@ class TorchBackend:
     def check(self, params: SamplingParams) -> None:
         self._sampler.check(params)
 
-    def accept(self, grammar_key: str, tokens: Sequence[int]) -> None:
+    def accept(self, sample_key: str, tokens: Sequence[int]) -> None:
         if self._grammars is not None:
-            self._grammars.accept(grammar_key, tokens)
+            self._grammars.accept(sample_key, tokens)
 
     def close(self) -> None:
         """Free the cache memory; weights go with the last reference to the model."""

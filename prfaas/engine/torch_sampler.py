@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from prfaas.engine.grammar import GrammarBook
+from prfaas.engine.rules import penalised
+from prfaas.engine.torch_penalties import Penalties
 from prfaas.engine.torch_race import TokenRace
 from prfaas.errors import EngineFailed, InvalidRequest, PrfaasError
 from prfaas.sched.plan import Draw, Drawn
@@ -31,14 +33,7 @@ class SampleJob:
 def _is_adjusted(draw: Draw) -> bool:
     """Something other than temperature and truncation changes the distribution."""
     p = draw.params
-    return bool(
-        p.grammar is not None
-        or p.logit_bias
-        or p.repetition_penalty != 1.0
-        or p.presence_penalty
-        or p.frequency_penalty
-        or draw.position < p.min_tokens
-    )
+    return bool(p.grammar is not None or p.logit_bias or penalised(p) or draw.position < p.min_tokens)
 
 
 def _is_plain(draw: Draw) -> bool:
@@ -63,6 +58,7 @@ class TorchSampler:
         self._device = device
         self._grammars = grammars
         self._race = TokenRace(vocab_size, device)
+        self._penalties = Penalties(device)
 
     def sample(self, logits: torch.Tensor, jobs: Sequence[SampleJob]) -> list[Drawn]:
         """One token for each job, in order. logits: float32 [rows, vocab], left as it is.
@@ -91,6 +87,12 @@ class TorchSampler:
                 raise InvalidRequest(f"logit_bias: token ids go from 0 to {self._vocab_size - 1}", param="logit_bias")
         if params.grammar is not None:
             self._followed().check(params.grammar)
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Drop what is remembered of samples that are over: their grammar's state and their token counts."""
+        self._penalties.forget(keys)
+        if self._grammars is not None:
+            self._grammars.forget(keys)
 
     def _followed(self) -> GrammarBook:
         if self._grammars is None:
@@ -129,13 +131,8 @@ class TorchSampler:
 
     def _adjust_(self, row: torch.Tensor, draw: Draw) -> None:
         p = draw.params
-        if p.repetition_penalty != 1.0:
-            seen = self._ids(sorted({*draw.prompt_tokens, *draw.output_tokens}))
-            values = row[seen]
-            row[seen] = torch.where(values > 0, values / p.repetition_penalty, values * p.repetition_penalty)
-        if (p.presence_penalty or p.frequency_penalty) and draw.output_tokens:
-            seen, counts = torch.unique(self._ids(draw.output_tokens), return_counts=True)
-            row[seen] -= p.presence_penalty + p.frequency_penalty * counts.to(row.dtype)
+        if penalised(p):
+            self._penalties.apply_(row, draw)
         if p.logit_bias:
             amounts = torch.tensor([amount for _, amount in p.logit_bias], dtype=row.dtype, device=self._device)
             row.index_add_(0, self._ids([token_id for token_id, _ in p.logit_bias]), amounts)
@@ -154,7 +151,7 @@ class TorchSampler:
 
     def _constrain_(self, row: torch.Tensor, draw: Draw, grammar: Grammar, banned: Sequence[int]) -> None:
         """Keep what the grammar allows; a grammar that is complete may end a sample before `min_tokens`."""
-        allowed = self._followed().allowed(draw.grammar_key, grammar, draw.output_tokens)
+        allowed = self._followed().allowed(draw.sample_key, grammar, draw.output_tokens)
         if banned:
             longer = allowed.copy()
             longer[list(banned)] = False
@@ -163,7 +160,7 @@ class TorchSampler:
 
     def _report(self, raw: torch.Tensor, draw: Draw, token_id: int) -> Drawn:
         try:
-            done = draw.params.grammar is not None and self._followed().advance(draw.grammar_key, token_id)
+            done = draw.params.grammar is not None and self._followed().advance(draw.sample_key, token_id)
         except PrfaasError as error:
             return Drawn(token_id, error=error)
         if draw.params.logprobs is None:

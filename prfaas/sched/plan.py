@@ -16,8 +16,9 @@ from prfaas.types import SamplingParams, TokenLogprob
 class Draw:
     """One token to sample from a row's last logits, for sample `index` at output position `position`.
 
-    `prompt_tokens` and `output_tokens` are the history that penalties and grammars look at. `grammar_key` names the
-    sample's grammar state in the backend (unique per request and sample); empty when there is no grammar.
+    `prompt_tokens` and `output_tokens` are the history that penalties and grammars look at. `sample_key` names what
+    the backend remembers of the sample between steps (a grammar's state, token counts), unique per request and sample;
+    when nothing looks at the history, it and `output_tokens` are empty.
     """
 
     index: int
@@ -25,7 +26,7 @@ class Draw:
     params: SamplingParams
     prompt_tokens: tuple[int, ...]
     output_tokens: tuple[int, ...]
-    grammar_key: str = ""
+    sample_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Copy:
 class StepPlan:
     """Copies `before` run first (restored snapshots, forked blocks), then the rows, then copies `after` (snapshots).
 
-    `ended` lists grammar keys whose samples are over, so that the backend forgets them.
+    `ended` lists the keys of samples that are over, so that the backend forgets them.
     """
 
     rows: tuple[Row, ...]

@@ -204,9 +204,7 @@ def test_a_grammar_that_breaks_in_mid_answer_spoils_no_neighbour(book: GrammarBo
     book.check(params.grammar)
     output = tuple(b'{"long":"xxxxxxxxx","wide":{')
     sampler = TorchSampler(VOCAB, (EOS,), torch.device("cpu"), book)
-    draws = [
-        Draw(0, len(output), each, (9,), output, grammar_key=str(at)) for at, each in enumerate((params, SamplingParams()))
-    ]
+    draws = [Draw(0, len(output), each, (9,), output, sample_key=str(at)) for at, each in enumerate((params, SamplingParams()))]
     broken, well = sampler.sample(torch.zeros(2, VOCAB), [SampleJob(row, draw) for row, draw in enumerate(draws)])
     assert isinstance(broken.error, InvalidRequest)
     assert "too complex" in broken.error.message

@@ -7,11 +7,14 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
 from prfaas.engine.torch_filters import truncate_  # noqa: E402
 from prfaas.engine.torch_noise import DrawNoise, draw_key  # noqa: E402
+from prfaas.engine.torch_penalties import Penalties, TokenHistory  # noqa: E402
 from prfaas.engine.torch_sampler import SampleJob, TorchSampler, rank_logprobs  # noqa: E402
 from prfaas.errors import InvalidRequest  # noqa: E402
 from prfaas.sched.plan import Draw, Drawn  # noqa: E402
@@ -184,9 +187,47 @@ def test_repetition_penalty_looks_at_prompt_and_output_and_at_the_sign() -> None
 def test_presence_and_frequency_penalties_count_output_only() -> None:
     logits = [1.0, 0.8, 0.0]
     assert one(logits, draw(replace(PLAIN, presence_penalty=0.3), prompt=(0,))).token_id == 0
-    assert one(logits, draw(replace(PLAIN, presence_penalty=0.3), output=(0, 0))).token_id == 1
-    assert one(logits, draw(replace(PLAIN, frequency_penalty=0.15), output=(0,))).token_id == 0
-    assert one(logits, draw(replace(PLAIN, frequency_penalty=0.15), output=(0, 0))).token_id == 1
+    assert one(logits, draw(replace(PLAIN, presence_penalty=0.3), output=(0, 0), prompt=(2,))).token_id == 1
+    assert one(logits, draw(replace(PLAIN, frequency_penalty=0.15), output=(0,), prompt=(2,))).token_id == 0
+    assert one(logits, draw(replace(PLAIN, frequency_penalty=0.15), output=(0, 0), prompt=(2,))).token_id == 1
+
+
+@given(
+    prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=60),
+    output=st.lists(st.integers(0, VOCAB - 1), max_size=40),
+    cuts=st.lists(st.integers(0, 40), max_size=6),
+    penalties=st.tuples(st.sampled_from([1.0, 0.7, 1.4]), st.floats(-1, 1), st.floats(-1, 1)),
+)
+@settings(deadline=None, max_examples=60)
+def test_penalties_are_those_of_the_whole_history_however_it_grew(
+    prompt: list[int], output: list[int], cuts: list[int], penalties: tuple[float, float, float]
+) -> None:
+    """Also when the sample goes back to an earlier point, as it does after a failed step."""
+    repetition, presence, frequency = penalties
+    params = replace(PLAIN, repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency)
+    logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(len(prompt)))
+    kept = Penalties(torch.device("cpu"))
+    for length in (*cuts, len(output)):
+        said = tuple(output[:length])
+        row = logits.clone()
+        kept.apply_(row, Draw(0, len(said), params, tuple(prompt), said, sample_key="k"))
+        expected = logits.clone()
+        for token in {*prompt, *said}:
+            value = float(expected[token])
+            value = value / repetition if value > 0 else value * repetition
+            expected[token] = value - presence * (token in said) - frequency * said.count(token)
+        assert torch.allclose(row, expected, atol=1e-5)
+    assert kept.num_samples == 1
+    kept.forget(["k", "unheard of"])
+    assert kept.num_samples == 0
+
+
+def test_a_history_longer_than_its_first_room_keeps_every_token() -> None:
+    history = TokenHistory([0], torch.device("cpu"))
+    history.extend(range(1, 2000))
+    row = torch.zeros(2000)
+    history.apply_(row, replace(PLAIN, frequency_penalty=0.5))
+    assert torch.equal(row, torch.tensor([0.0] + [-0.5] * 1999))
 
 
 def test_logit_bias_moves_the_choice_and_a_wrong_id_is_the_callers_fault() -> None:
