@@ -50,7 +50,8 @@ class HolderTable:
         """The holders of each key, [len(keys), words]; all zero where the key is unknown."""
         slots, known = self._find(keys)
         masks: Masks = self._masks.take(slots, axis=0)
-        masks[~known] = 0
+        if not known.all():
+            masks[~known] = 0
         return masks
 
     def add(self, keys: Keys, bit: int) -> None:
@@ -87,20 +88,31 @@ class HolderTable:
         """For each key its slot and True, or some slot and False."""
         buckets = self._home(keys)
         slots, known, full = self._look(keys, buckets)
+        if full is None:
+            return slots, known
         pending = np.flatnonzero(full & ~known)
         while len(pending):  # only past buckets that overflowed
             buckets[pending] = (buckets[pending] + 1) & (len(self._keys) - 1)
             slots[pending], found, full = self._look(keys[pending], buckets[pending])
             known[pending] = found
+            if full is None:
+                break
             pending = pending[full & ~found]
         return slots, known
 
-    def _look(self, keys: Keys, buckets: Slots) -> tuple[Slots, NDArray[np.bool_], NDArray[np.bool_]]:
-        """Look into one bucket for each key: slot, whether it is there, and whether the bucket is full."""
+    def _look(self, keys: Keys, buckets: Slots) -> tuple[Slots, NDArray[np.bool_], NDArray[np.bool_] | None]:
+        """Look into one bucket for each key: slot, whether it is there, and whether the bucket is full (None: all are
+        there, so that it does not matter)."""
         rows = self._keys.take(buckets, axis=0)
-        column = (rows == keys[:, None]).argmax(axis=1)
-        slots = buckets * _BUCKET + column
-        known = self._keys.reshape(-1).take(slots) == keys
+        hits = np.flatnonzero(rows == keys[:, None])  # at most one in each row: keys are distinct within a table
+        slots = buckets * _BUCKET
+        if len(hits) == len(keys):
+            slots += hits % _BUCKET
+            return slots, np.ones(len(keys), dtype=np.bool_), None
+        where = hits // _BUCKET
+        slots[where] += hits % _BUCKET
+        known = np.zeros(len(keys), dtype=np.bool_)
+        known[where] = True
         return slots, known, rows[:, _BUCKET - 1] != NO_KEY
 
     def _insert(self, keys: Keys) -> Slots:

@@ -30,6 +30,7 @@ from router.policy.holder_table import NO_KEY, WORD_BITS, HolderTable, Keys, Mas
 
 _FIRST_LOOK_BLOCKS = 64
 _LOOK_FURTHER = 8  # each further look takes so many times as many blocks
+_ALL = np.uint64(2**64 - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ class FamilyIndex:
 
         Looks at ever larger pieces and stops where no worker is left: most prompts are new after a few blocks.
         """
-        everybody = np.full(self._words, np.iinfo(np.uint64).max, dtype=np.uint64)
+        everybody = np.full(self._words, _ALL)
         full = [g.name for g in self.family.groups if g.kind is GroupKind.FULL]
         if not full:
             return np.tile(everybody, (len(keys), 1))
@@ -159,13 +160,14 @@ class FamilyIndex:
             for name in full[1:]:
                 present &= self._presence(name, piece)
             present[0] &= everybody
-            np.bitwise_and.accumulate(present, axis=0, out=present)
+            np.bitwise_and.accumulate(present, axis=0, out=present)  # caches may have holes
             rows.append(present)
             everybody = present[-1]
             start, size = start + size, size * _LOOK_FURTHER
-        covered = np.concatenate(rows)
-        held = np.flatnonzero(covered.reshape(-1))
-        return covered[: int(held[-1]) // self._words + 1 if len(held) else 0]
+        if not everybody.any():
+            held = np.flatnonzero(rows[-1].reshape(-1))
+            rows[-1] = rows[-1][: held[-1] // self._words + 1 if len(held) else 0]
+        return np.concatenate(rows)
 
     def _presence(self, group: str, keys: Keys) -> Masks:
         tables = [self._tables[group, tier] for tier in CacheTier if (group, tier) in self._tables]
@@ -181,7 +183,7 @@ class FamilyIndex:
         window_tokens = group.window_tokens or 1
         wanted = -(-(window_tokens - 1) // self.family.block_tokens)
         if wanted == 0:
-            return np.full_like(present, np.iinfo(np.uint64).max)
+            return np.full_like(present, _ALL)
         covered = 1
         while covered < min(wanted, len(present)):
             step = min(covered, wanted - covered)
