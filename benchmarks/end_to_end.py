@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import random
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import httpx
-from prfaas.engine.factory import build_engine
-
-from benchmarks.load import Sample, Summary, run, stream_completion, summarise
+from benchmarks.served import served
 from benchmarks.table import Measurement, Report, arguments, finish
 from prfaas.artifacts import ResolvedModel, resolve_model
+from prfaas.cli.bench.dialect import Endpoint
+from prfaas.cli.bench.drive import Arrival
+from prfaas.cli.bench.figures import Figures, Objective
+from prfaas.cli.bench.record import Record
+from prfaas.cli.bench.running import Plan, bench
+from prfaas.cli.bench.workload import Lengths, Shape
 from prfaas.cli.catalog import catalog
-from prfaas.cli.deployment import Counts, build_deployment
-from prfaas.cli.run_directory import RunDirectory
-from prfaas.cli.system import System
 from prfaas.clock import MonotonicClock
 from prfaas.config import EngineSettings
 from prfaas.engine.api import Engine, TokensOut
+from prfaas.engine.factory import build_engine
 from prfaas.metrics import Emitter, MetricSet
 from prfaas.types import GenerationRequest, RequestId, SamplingParams
 
@@ -38,13 +36,17 @@ CONCURRENCY = (1, 8)
 ENGINE = {"num_threads": 2, "cache_bytes": 768 * 1024**2, "prefix_cache": False}
 
 
+def num_requests(concurrency: int) -> int:
+    return 5 if concurrency == 1 else 16
+
+
 def prompt_of(number: int, tokens: int, seed: int) -> list[int]:
     """Random token ids, different for every request."""
     rng = random.Random(f"{seed}-{number}-{tokens}")
     return [rng.randrange(300, 480) for _ in range(tokens)]
 
 
-async def _plain_request(engine: Engine, tokens: list[int], output_tokens: int, number: int) -> Sample:
+async def _plain_request(engine: Engine, tokens: list[int], output_tokens: int, number: int) -> Record:
     begin = time.perf_counter()
     sampling = SamplingParams(max_tokens=output_tokens, temperature=0.0, ignore_eos=True)
     request = GenerationRequest(RequestId(f"plain-{number}-{begin}"), "bench", tuple(tokens), sampling)
@@ -55,10 +57,10 @@ async def _plain_request(engine: Engine, tokens: list[int], output_tokens: int, 
             at.append(time.perf_counter())
             count += len(event.outputs)
     gaps = tuple(b - a for a, b in itertools.pairwise(at))
-    return Sample(at[0] - begin, gaps, time.perf_counter() - begin, count)
+    return Record(begin, begin, at[0], time.perf_counter(), gaps, len(tokens), 0, count)
 
 
-async def _plain(model: ResolvedModel, prompt_tokens: int, output_tokens: int, seed: int) -> dict[int, Summary]:
+async def _plain(model: ResolvedModel, prompt_tokens: int, output_tokens: int, seed: int) -> dict[int, Figures]:
     settings = EngineSettings.model_validate(ENGINE)
     engine = build_engine(
         settings, source=model.source, served_name="bench", metrics=MetricSet(Emitter.WORKER), clock=MonotonicClock()
@@ -67,56 +69,38 @@ async def _plain(model: ResolvedModel, prompt_tokens: int, output_tokens: int, s
     try:
         await _plain_request(engine, prompt_of(-1, prompt_tokens, seed), output_tokens, -1)
         for concurrency in CONCURRENCY:
-            requests = 5 if concurrency == 1 else 16
             gate = asyncio.Semaphore(concurrency)
 
-            async def one(number: int, gate: asyncio.Semaphore = gate) -> Sample:
+            async def one(number: int, gate: asyncio.Semaphore = gate) -> Record:
                 async with gate:
                     return await _plain_request(engine, prompt_of(number, prompt_tokens, seed), output_tokens, number)
 
-            begin = time.perf_counter()
-            samples = await asyncio.gather(*(one(number) for number in range(requests)))
-            found[concurrency] = summarise(samples, time.perf_counter() - begin, prompt_tokens)
+            records = await asyncio.gather(*(one(number) for number in range(num_requests(concurrency))))
+            found[concurrency] = _whole(Figures.of(records, Objective()))
     finally:
         await engine.close()
     return found
 
 
-@contextmanager
-def system(model: ResolvedModel, route: str, cache: Path) -> Iterator[str]:
-    """The real system in processes on this machine, every request forced onto one route; yields its URL."""
-    flags = {
-        "model": model.source, "pool": "process", "engine": ENGINE,
-        "router": {"port": 0, "policy": {"force_route": route}},
-    }  # fmt: skip
-    deployment = build_deployment(file=None, counts=Counts(), flags=flags, environ={})
-    running = System(deployment, model, RunDirectory.create(cache, os.getpid()), say=lambda _: None)
-    try:
-        running.start()
-        running.wait_ready()
-        yield running.endpoints.http
-    finally:
-        running.close(lambda: False)
+def _whole(figures: Figures) -> Figures:
+    """Raises RuntimeError when a request failed or gave no token: a benchmark of nothing must not look like a success."""
+    if figures.errors:
+        raise RuntimeError(f"requests failed: {figures.errors}")
+    return figures
 
 
-def _through(url: str, route: str, served: str, prompt_tokens: int, output_tokens: int, seed: int) -> dict[int, Summary]:
+def _through(url: str, route: str, prompt_tokens: int, output_tokens: int, seed: int) -> dict[int, Figures]:
     found = {}
-    with httpx.Client(timeout=300, limits=httpx.Limits(max_connections=32)) as client:
-
-        def one(number: int) -> Sample:
-            body = {
-                "model": served, "prompt": prompt_of(number, prompt_tokens, seed), "max_tokens": output_tokens,
-                "temperature": 0, "ignore_eos": True,
-            }  # fmt: skip
-            sample = stream_completion(client, url, body)
-            if sample.route != route:
-                raise RuntimeError(f"asked for {route}, but the request went {sample.route}")
-            return sample
-
-        one(-1)
-        for concurrency in CONCURRENCY:
-            samples, wall_s = run(one, requests=5 if concurrency == 1 else 16, concurrency=concurrency)
-            found[concurrency] = summarise(samples, wall_s, prompt_tokens)
+    shape = Shape(Lengths(prompt_tokens, prompt_tokens), Lengths(output_tokens, output_tokens))
+    for concurrency in CONCURRENCY:
+        plan = Plan(
+            arrival=Arrival(concurrency), shape=shape, requests=num_requests(concurrency), warmup=1,
+            endpoint=Endpoint.COMPLETIONS, extra={"temperature": 0, "ignore_eos": True}, seed=seed,
+        )  # fmt: skip
+        figures = _whole(bench(url, plan, MonotonicClock(), say=lambda _: None).figures)
+        if set(figures.routes) != {route}:
+            raise RuntimeError(f"asked for {route}, but the requests went {dict(figures.routes)}")
+        found[concurrency] = figures
     return found
 
 
@@ -133,17 +117,17 @@ def main() -> int:
     with TemporaryDirectory() as cache:
         for route in ROUTES:
             print(f"{route} ...", file=sys.stderr)
-            with system(model, route, Path(cache)) as url:
-                found = _through(url, route, model.served_name, options.prompt_tokens, options.output_tokens, options.seed)
+            with served(model, Path(cache), engine=ENGINE, policy={"force_route": route}) as url:
+                found = _through(url, route, options.prompt_tokens, options.output_tokens, options.seed)
             for concurrency in CONCURRENCY:
                 _rows(report, route, concurrency, found[concurrency], plain[concurrency])
     return finish(report, options)
 
 
-def _rows(report: Report, route: str, concurrency: int, found: Summary, plain: Summary) -> None:
+def _rows(report: Report, route: str, concurrency: int, found: Figures, plain: Figures) -> None:
     name = f"{route}, {concurrency} at once"
-    report.add(Measurement(f"{name}: TTFT", found.ttft_s * 1e3, "ms", plain.ttft_s * 1e3, lower_is_better=True))
-    report.add(Measurement(f"{name}: ITL", found.itl_s * 1e3, "ms", plain.itl_s * 1e3, lower_is_better=True))
+    report.add(Measurement(f"{name}: TTFT", found.ttft.p50 * 1e3, "ms", plain.ttft.p50 * 1e3, lower_is_better=True))
+    report.add(Measurement(f"{name}: ITL", found.itl.p50 * 1e3, "ms", plain.itl.p50 * 1e3, lower_is_better=True))
     report.add(Measurement(f"{name}: output", found.output_tokens_per_s, "tok/s", plain.output_tokens_per_s))
 
 

@@ -1,0 +1,218 @@
+"""Do independent load tools see what `prfaas bench` sees? aiperf and guidellm, unmodified, on the same workload in one run.
+
+    python -m benchmarks.load_tools --aiperf BIN --guidellm BIN [--server smollm2] [--json FILE] [--check]
+
+Each tool is installed in an environment of its own (`python -m venv DIR && DIR/bin/pip install aiperf`), and named by its
+program. The server is emulated by default: its steps take a fixed time, so that what differs is the tools.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+
+from benchmarks.served import served
+from benchmarks.table import Measurement, Report, arguments, finish
+from prfaas.artifacts import ResolvedModel, resolve_model
+from prfaas.cli.bench.dialect import Endpoint
+from prfaas.cli.bench.drive import Arrival
+from prfaas.cli.bench.figures import Figures
+from prfaas.cli.bench.running import Plan, bench
+from prfaas.cli.bench.workload import Lengths, Shape
+from prfaas.cli.catalog import catalog
+from prfaas.clock import MonotonicClock
+
+MODEL = "smollm2"  # its tokenizer, and in the real run its weights
+BAR_PERCENT = 5.0
+KV = [{"name": name, "shape": [2, 16], "dtype": "float16"} for name in ("k", "v")]
+# A prompt of 512 tokens takes 0.2 s, a token 30 ms, whatever else runs.
+PROFILE = {
+    "hardware": {
+        "name": "fixed steps",
+        "prefill_s": [[0, 0.1], [8192, 1.7]],
+        "decode_step_s": [[1, 0.03], [64, 0.03]],
+        "max_batch": 64,
+    },
+    "model": {
+        "architecture": "emulated",
+        "vocab_size": 49152,
+        "num_layers": 2,
+        "max_context_tokens": 8192,
+        "eos_token_ids": [],
+        "groups": [{"name": "full", "kind": "full", "layers": [0, 1], "tensors": KV}],
+    },
+}
+ENGINE = {"cache_bytes": 512 * 1024**2, "prefix_cache": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The same for every tool: chat requests of `isl` tokens of text, which the chat template makes a few more."""
+
+    isl: int
+    osl: int
+    concurrency: int
+    requests: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Means over a run: the figures that all tools define alike."""
+
+    ttft_ms: float
+    itl_ms: float  # after the first token, by token
+    latency_ms: float
+    output_tokens_per_s: float
+    prompt_tokens: float  # as the server counted them
+
+    def named(self) -> dict[str, tuple[float, str]]:
+        return {
+            "TTFT": (self.ttft_ms, "ms"),
+            "ITL": (self.itl_ms, "ms"),
+            "request latency": (self.latency_ms, "ms"),
+            "output": (self.output_tokens_per_s, "tok/s"),
+        }
+
+
+def ours(url: str, work: Workload, template_tokens: int) -> Seen:
+    length, out = work.isl + template_tokens, Lengths(work.osl, work.osl)
+    plan = Plan(
+        arrival=Arrival(work.concurrency), shape=Shape(Lengths(length, length), out), requests=work.requests, warmup=2,
+        endpoint=Endpoint.CHAT, extra={"ignore_eos": True}, seed=work.seed,
+    )  # fmt: skip
+    found: Figures = bench(url, plan, MonotonicClock(), say=lambda _: None).figures
+    if found.errors:
+        raise RuntimeError(f"requests failed: {found.errors}")
+    return Seen(
+        found.ttft.mean * 1e3, found.tpot.mean * 1e3, found.e2e.mean * 1e3, found.output_tokens_per_s, found.mean_prompt_tokens
+    )
+
+
+def aiperf(program: str, url: str, work: Workload, tokenizer: Path, folder: Path) -> Seen:
+    _run(
+        program, "profile", "-m", MODEL, "--url", url, "--endpoint-type", "chat", "--streaming", "--tokenizer", str(tokenizer),
+        "--isl", str(work.isl), "--osl", str(work.osl), "--concurrency", str(work.concurrency), "--request-count",
+        str(work.requests), "--warmup-request-count", "2", "--random-seed", str(work.seed), "--artifact-dir", str(folder),
+        "--extra-inputs", "ignore_eos:true", "--use-server-token-count", "--ui-type", "None", "--no-gpu-telemetry",
+    )  # fmt: skip
+    found = json.loads((folder / "profile_export_aiperf.json").read_text())
+    if found["request_count"]["avg"] != work.requests:
+        raise RuntimeError(f"aiperf finished {found['request_count']['avg']} of {work.requests} requests")
+    return Seen(
+        found["time_to_first_token"]["avg"], found["inter_token_latency"]["avg"], found["request_latency"]["avg"],
+        found["output_token_throughput"]["avg"], found["usage_prompt_tokens"]["avg"],
+    )  # fmt: skip
+
+
+def guidellm(program: str, url: str, work: Workload, tokenizer: Path, folder: Path) -> Seen:
+    output = folder / "guidellm.json"
+    _run(
+        program, "run", "--backend", f"kind=openai_http,target={url},model={MODEL}", "--profile",
+        f"kind=concurrent,streams={work.concurrency}", "--constraint", f"kind=max_requests,count={work.requests}",
+        "--tokenizer", f"kind=huggingface_auto,model={tokenizer}", "--data",
+        f"kind=synthetic_text,prompt_tokens={work.isl},output_tokens={work.osl}", "--seed", f"kind=static,value={work.seed}",
+        "--output", f"kind=json,path={output}", "--disable-console",
+    )  # fmt: skip
+    (run,) = json.loads(output.read_text())["benchmarks"]
+    if run["metrics"]["request_totals"]["successful"] != work.requests:
+        raise RuntimeError(f"guidellm: {run['metrics']['request_totals']}")
+
+    def found(name: str) -> Mapping[str, Any]:
+        distribution: Mapping[str, Any] = run["metrics"][name]["successful"]
+        return distribution
+
+    # Its own rate is per moment, not per run: tokens over the span of the requests is what the others report.
+    requests = run["requests"]["successful"]
+    span_s = max(r["info"]["timings"]["request_end"] for r in requests) - min(
+        r["info"]["timings"]["request_start"] for r in requests
+    )
+    return Seen(
+        found("time_to_first_token_ms")["mean"], found("inter_token_latency_ms")["mean"],
+        found("request_latency")["mean"] * 1e3, found("output_token_count")["total_sum"] / span_s,
+        found("prompt_token_count")["mean"],
+    )  # fmt: skip
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=280)
+    if done.returncode != 0:
+        raise RuntimeError(f"{Path(command[0]).name} exited with {done.returncode}:\n{done.stdout[-2000:]}")
+
+
+def write_tokenizer(model: ResolvedModel, folder: Path) -> Path:
+    """The model's tokenizer as the tools read it."""
+    from transformers import AutoTokenizer
+
+    source = Path(model.source)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+    return folder
+
+
+def template_tokens(url: str) -> int:
+    """What the chat template adds to a text of one word."""
+
+    def count(**fields: Any) -> int:
+        answer = httpx.post(f"{url}/tokenize", json={"model": MODEL, **fields}, trust_env=False).raise_for_status()
+        return int(answer.json()["count"])
+
+    return count(messages=[{"role": "user", "content": "word"}]) - count(prompt="word", add_special_tokens=False)
+
+
+def main() -> int:
+    parser = arguments(__doc__ or "", seed=1)
+    parser.add_argument("--aiperf", metavar="BIN", default=shutil.which("aiperf"), help="(default: the one on the path)")
+    parser.add_argument("--guidellm", metavar="BIN", default=shutil.which("guidellm"), help="(default: the one on the path)")
+    parser.add_argument("--server", choices=("emulated", MODEL), default="emulated", help="(default: %(default)s)")
+    parser.add_argument("--isl", type=int, default=512)
+    parser.add_argument("--osl", type=int, default=32)
+    parser.add_argument("--requests", type=int, default=16)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4])
+    options = parser.parse_args()
+    tools = {name: (run, options.__dict__[name]) for name, run in (("aiperf", aiperf), ("guidellm", guidellm))}
+    if not any(program for _, program in tools.values()):
+        parser.error("name at least one tool: --aiperf BIN, --guidellm BIN")
+    report = Report(f"load tools, {options.isl} in, {options.osl} out, {options.server}", options.seed)
+    model = resolve_model(MODEL, catalog(), progress=lambda text: print(text, file=sys.stderr))
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        engine: dict[str, Any] = dict(ENGINE)
+        if options.server == "emulated":
+            (folder / "profile.json").write_text(json.dumps(PROFILE))
+            engine |= {"kind": "emulated", "profile": str(folder / "profile.json")}
+        tokenizer = write_tokenizer(model, folder / "tokenizer")
+        with served(model, folder, engine=engine, policy={"force_route": "inline"}) as url:
+            extra = template_tokens(url)
+            for concurrency in options.concurrency:
+                work = Workload(options.isl, options.osl, concurrency, options.requests, options.seed)
+                print(f"{concurrency} at once: prfaas bench ...", file=sys.stderr)
+                base = ours(url, work, extra)
+                for name, (run, program) in tools.items():
+                    if program:
+                        print(f"{concurrency} at once: {name} ...", file=sys.stderr)
+                        out = folder / f"{name}-{concurrency}"
+                        out.mkdir()
+                        _rows(report, f"{name}, {concurrency} at once", run(program, url, work, tokenizer, out), base)
+    return finish(report, options)
+
+
+def _rows(report: Report, name: str, seen: Seen, base: Seen) -> None:
+    """The bar is on the difference, in either direction."""
+    for (what, (value, unit)), (own, _) in zip(seen.named().items(), base.named().values(), strict=True):
+        tokens = f"{seen.prompt_tokens:.0f} and {base.prompt_tokens:.0f} prompt tokens"
+        note = f"{value:,.1f} {unit}, prfaas bench {own:,.1f} {unit}; {tokens}"
+        difference = abs(value / own - 1) * 100
+        report.add(Measurement(f"{name}: {what} differs", difference, "%", bar=BAR_PERCENT, lower_is_better=True, note=note))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
