@@ -20,7 +20,7 @@ from router.gateway.generation import Routed
 from router.gateway.logprobs import chat_logprobs
 from router.gateway.openai_ask import chat_ask, not_applied
 from router.gateway.openai_schema import ChatRequest
-from router.gateway.openai_wire import chat_finish_reason, late_error, token_ids, usage_object
+from router.gateway.openai_wire import chat_finish_reason, late_error, token_ids, usage_in, usage_object
 from router.gateway.parsers.api import CallArguments, CallStart, Piece, ReasoningPiece, TextPiece
 from router.gateway.prompt import new_id
 from router.gateway.reply import EventSink, JsonReply, StreamReply
@@ -86,7 +86,7 @@ class _ChatCompletion:
         self._run = run
         self._body = body
         self._with_report = with_report
-        self._with_usage = with_report or (body.stream_options is not None and body.stream_options.include_usage)
+        self._usage_in = usage_in(body.stream_options, with_report=with_report)
         self._started: set[int] = set()
         request = run.generation.request
         self._head: dict[str, Any] = {"id": request.request_id, "created": int(unix_time_s()), "model": request.model}
@@ -133,7 +133,7 @@ class _ChatCompletion:
                     sink.open({**not_applied(self._body), **route_header(event.decision)})
                 else:
                     await sink.send(self._chunks(event))
-        if self._with_usage:
+        if self._usage_in.last:
             last = {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": self._usage()}
             await sink.send(data({**last, **self._report()}))
         await sink.send(DONE)
@@ -162,9 +162,7 @@ class _ChatCompletion:
         chunk = {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
         if "role" in delta and self._body.return_token_ids:
             chunk["prompt_token_ids"] = list(self._run.generation.request.tokens)
-        if self._with_usage:
-            chunk["usage"] = None
-        return data(chunk)
+        return data(self._usage_in.added(chunk, self._usage))
 
     def _usage(self) -> dict[str, Any]:
         return usage_object([self._run.generation.usage], reasoning_tokens=self._run.reasoning_tokens)

@@ -21,7 +21,7 @@ from router.gateway.generation import Generation, Routed
 from router.gateway.logprobs import CompletionLogprobs, joined
 from router.gateway.merge import run_all
 from router.gateway.openai_schema import CompletionRequest
-from router.gateway.openai_wire import finish_reason, late_error, token_ids, usage_object
+from router.gateway.openai_wire import finish_reason, late_error, token_ids, usage_in, usage_object
 from router.gateway.prompt import generation_request, new_id
 from router.gateway.reply import EventSink, JsonReply, StreamReply
 from router.gateway.sample import Delta, Ending
@@ -165,7 +165,7 @@ class _Completion:
         self._generations = generations
         self._n = body.n or 1
         self._with_report = with_report
-        self._with_usage = with_report or (body.stream_options is not None and body.stream_options.include_usage)
+        self._usage_in = usage_in(body.stream_options, with_report=with_report)
         self._created = int(unix_time_s())
         self._choices = [
             [_Choice(core, generation, body) for _ in range(generation.request.sampling.n)] for generation in generations
@@ -199,8 +199,8 @@ class _Completion:
                 choice = self._choices[at][event.index]
                 choice.take(event)
                 chunk = {**self._head(), "choices": [choice.flush(at * self._n + event.index)]}
-                await sink.send(data({**chunk, "usage": None} if self._with_usage else chunk))
-        if self._with_usage:
+                await sink.send(data(self._usage_in.added(chunk, self._usage)))
+        if self._usage_in.last:
             await sink.send(data({**self._head(), "choices": [], "usage": self._usage(), **self._report()}))
         await sink.send(DONE)
 

@@ -18,6 +18,7 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 class StreamOptions(Body):
     include_usage: bool = Field(default=False, description="Send usage in a last chunk of its own")
+    continuous_usage_stats: bool = Field(default=False, description="Say in every chunk what has been used so far")
     include_obfuscation: Literal[False] | None = Field(default=None, description="Chunks are never padded")
 
 

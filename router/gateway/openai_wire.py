@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from prfaas.errors import PrfaasError
 from prfaas.types import FinishReason, TokenOutput, Usage
 from router.gateway.chat import ChatRun
 from router.gateway.errors import openai_error
+from router.gateway.openai_schema import StreamOptions
 from router.gateway.problem import problem_of
 from router.gateway.sample import Ending
 from router.gateway.sse import data
@@ -27,6 +29,26 @@ def usage_object(usages: Sequence[Usage], *, reasoning_tokens: int = 0) -> dict[
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in usages)},
         "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
     }
+
+
+@dataclass(frozen=True, slots=True)
+class UsageIn:
+    """Which chunks of a stream say what was used: `every` one, or a `last` one of its own, which the others announce."""
+
+    every: bool
+    last: bool
+
+    def added(self, chunk: dict[str, Any], usage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A chunk with its usage; null where the last chunk will have it."""
+        if not (self.every or self.last):
+            return chunk
+        return {**chunk, "usage": usage() if self.every else None}
+
+
+def usage_in(options: StreamOptions | None, *, with_report: bool) -> UsageIn:
+    """What `stream_options` ask for; the report travels with the last usage."""
+    chosen = options or StreamOptions()
+    return UsageIn(every=chosen.continuous_usage_stats, last=chosen.include_usage or with_report)
 
 
 def finish_reason(ending: Ending) -> str:
