@@ -8,11 +8,13 @@ from prfaas.config import EngineSettings, cache_dir
 from prfaas.engine.grammar import GrammarBook
 from prfaas.engine.torch_backend import TorchBackend
 from prfaas.engine.torch_device import pick_device, pick_dtype
-from prfaas.model.kernels.kernel_set import Kernels, TorchKernels
-from prfaas.model.kernels.native_library import open_kernels
+from prfaas.model.kernels.kernel_set import Kernels
+from prfaas.model.kernels.open_kernels import open_kernels
+from prfaas.model.kernels.torch_kernels import TorchKernels
 from prfaas.model.load import load_model
 from prfaas.modelspec import ModelSpec
 from prfaas.text.load import load_text_model
+from prfaas.text.model import TextModel
 
 
 def build_torch_backend(settings: EngineSettings, *, source: str, served_name: str) -> TorchBackend:
@@ -24,6 +26,7 @@ def build_torch_backend(settings: EngineSettings, *, source: str, served_name: s
         torch.set_num_threads(settings.num_threads)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
+    text = load_text_model(source)  # before the weights: reading a vocabulary takes memory for a moment
     model = load_model(
         source,
         served_name=served_name,
@@ -32,7 +35,7 @@ def build_torch_backend(settings: EngineSettings, *, source: str, served_name: s
         device=device,
         kernels=_kernels(settings, device),
     )
-    return TorchBackend(model, settings, _grammars(source, model.spec))
+    return TorchBackend(model, settings, _grammars(text, model.spec))
 
 
 def _kernels(settings: EngineSettings, device: torch.device) -> Kernels:
@@ -41,8 +44,8 @@ def _kernels(settings: EngineSettings, device: torch.device) -> Kernels:
     return open_kernels(cache_dir() / "native", settings.num_threads or torch.get_num_threads())
 
 
-def _grammars(source: str, spec: ModelSpec) -> GrammarBook | None:
+def _grammars(text: TextModel, spec: ModelSpec) -> GrammarBook | None:
     """None for a model without an end-of-sequence token: a constrained answer of it could never end."""
     if not spec.eos_token_ids:
         return None
-    return GrammarBook(load_text_model(source), spec.vocab_size, spec.eos_token_ids)
+    return GrammarBook(text, spec.vocab_size, spec.eos_token_ids)

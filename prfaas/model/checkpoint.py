@@ -5,7 +5,7 @@ Names and configuration keys are those of the Hugging Face checkpoint, whatever 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +26,10 @@ class Checkpoint(Protocol):
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor on the CPU in its stored dtype, mapped from the file where the format allows it."""
+        ...
+
+    def pieces(self, name: str) -> Iterator[torch.Tensor]:
+        """The same tensor in consecutive slices along its first axis, so that expanding a large one takes little memory."""
         ...
 
     def weights_identity(self) -> str:

@@ -30,14 +30,15 @@ class GgufDialect:
     """How a GGUF architecture maps to Hugging Face terms.
 
     config: metadata -> configuration. tensor_names: GGUF name (without the block prefix) -> Hugging Face name (without
-    the layer prefix), `blk.N.` becoming `model.layers.N.`. restore(name, tensor, config): undo what the converter did
-    to a tensor's values.
+    the layer prefix), `blk.N.` becoming `model.layers.N.`. restore(name, rows, config): undo what the converter did
+    to the values of some whole rows of a tensor, as many as a multiple of `row_unit(config)` or all of them.
     """
 
     architecture: str
     config: Callable[[Mapping[str, Any]], dict[str, Any]]
     tensor_names: Mapping[str, str]
     restore: Callable[[str, torch.Tensor, RawConfig], torch.Tensor]
+    row_unit: Callable[[RawConfig], int] = lambda _config: 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,10 @@ class HfDirectory:
             return torch.empty(entry.shape, dtype=entry.dtype)
         mapped = np.memmap(entry.path, dtype=np.uint8, mode="c", offset=entry.offset, shape=(entry.num_bytes,))
         return torch.from_numpy(mapped).view(entry.dtype).reshape(entry.shape)
+
+    def pieces(self, name: str) -> Iterator[torch.Tensor]:
+        """The mapped tensor itself: nothing has to be expanded."""
+        yield self.tensor(name)
 
     def weights_identity(self) -> str:
         digest = hashlib.sha256()

@@ -6,8 +6,10 @@ the packed form. What is left over at the end is a sign that checkpoint and netw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
@@ -16,6 +18,8 @@ from prfaas.model.checkpoint import Checkpoint
 from prfaas.model.kernels.dequantize import expand_fp8_blocks, expand_int4
 from prfaas.model.kernels.kernel_set import Kernels
 from prfaas.model.quantization import PACKED, SCALE, SCALE_INV, SHAPE, Quantization
+
+_SLICE_VALUES = 1 << 20  # quantised values that are expanded at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,31 +84,58 @@ class WeightReader:
     def take(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> torch.Tensor:
         """The tensor in `dtype` (default: the compute dtype) on the device, viewed as `shape`.
 
-        A stored shape that differs only by axes of length one is accepted. Raises ModelLoadError otherwise.
+        A plain tensor of that dtype stays a mapping of its file where the device is the CPU. A stored shape that differs
+        only by axes of length one is accepted. Raises ModelLoadError otherwise.
         """
         wanted = self.dtype if dtype is None else dtype
+        pieces = self._pieces(name, shape, wanted)
+        first = next(pieces)
+        if first.numel() == math.prod(shape) and first.dtype is wanted and first.device == self.device:
+            return first.reshape(tuple(shape))
+        out = torch.empty(tuple(shape), dtype=wanted, device=self.device)
+        _write(chain((first,), pieces), out)
+        return out
+
+    def fill(self, name: str, out: torch.Tensor) -> None:
+        """Write the tensor into `out`, which has its shape, slice by slice: no second copy exists. Raises as `take`."""
+        _write(self._pieces(name, out.shape, out.dtype), out)
+
+    def _pieces(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        """Consecutive slices along the first axis: quantised ones expanded to `dtype`, others as they are stored."""
         if self.is_packed(name):
             words = self.take_packed(name, (shape[0], shape[1]))
-            return expand_int4(words.packed, words.scale, wanted)
-        tensor = self._stored(name)
-        if _squeezed(tensor.shape) != _squeezed(shape):
+            step = max(1, _SLICE_VALUES // shape[1])
+            for packed, scale in zip(torch.split(words.packed, step), torch.split(words.scale, step), strict=True):
+                yield expand_int4(packed, scale, dtype)
+            return
+        self._require(name, shape)
+        if f"{name}{SCALE_INV}" not in self._shapes:
+            yield from self._checkpoint.pieces(name)
+            return
+        weight, scale = self._stored(name).to(self.device), self._stored(f"{name}{SCALE_INV}").to(self.device)
+        rows = self._quantization.fp8_block[0]
+        blocks = max(1, _SLICE_VALUES // (rows * shape[1]))
+        for part, factors in zip(torch.split(weight, blocks * rows), torch.split(scale, blocks), strict=True):
+            yield expand_fp8_blocks(part, factors, self._quantization.fp8_block, dtype)
+
+    def _require(self, name: str, shape: Sequence[int]) -> None:
+        """Mark a plain tensor as used. Raises ModelLoadError when it does not exist or has another shape."""
+        stored = self._shapes.get(name)
+        if stored is None:
+            raise ModelLoadError(f"the checkpoint has no tensor {name}", tensor=name)
+        if _squeezed(stored) != _squeezed(shape):
             raise ModelLoadError(
-                f"tensor {name} has shape {tuple(tensor.shape)}, the configuration asks for {tuple(shape)}", tensor=name
+                f"tensor {name} has shape {tuple(stored)}, the configuration asks for {tuple(shape)}", tensor=name
             )
-        if f"{name}{SCALE_INV}" in self._shapes:
-            scale = self._stored(f"{name}{SCALE_INV}").to(self.device)
-            return expand_fp8_blocks(tensor.to(self.device), scale, self._quantization.fp8_block, wanted)
-        return tensor.to(device=self.device, dtype=wanted).reshape(tuple(shape))
+        self._left.discard(name)
 
     def take_rows(self, names: Sequence[str], num_rows: Sequence[int], num_columns: int) -> torch.Tensor:
         """Several [rows, columns] matrices stacked into one, so that one product computes all of them."""
         if len(names) == 1:
             return self.take(names[0], (num_rows[0], num_columns))
         fused = torch.empty(sum(num_rows), num_columns, dtype=self.dtype, device=self.device)
-        start = 0
-        for name, rows in zip(names, num_rows, strict=True):
-            fused[start : start + rows].copy_(self.take(name, (rows, num_columns)))
-            start += rows
+        for name, part in zip(names, torch.split(fused, list(num_rows)), strict=True):
+            self.fill(name, part)
         return fused
 
     def require_all_taken(self, ignorable: Callable[[str], bool]) -> None:
@@ -114,6 +145,14 @@ class WeightReader:
             raise ModelLoadError(
                 f"{len(left)} tensors of the checkpoint have no place in this network, first {left[:3]}", unused=len(left)
             )
+
+
+def _write(pieces: Iterable[torch.Tensor], out: torch.Tensor) -> None:
+    start = 0
+    for piece in pieces:
+        target = out if piece.numel() == out.numel() else out[start : start + len(piece)]
+        target.copy_(piece.reshape(target.shape))
+        start += len(piece)
 
 
 def _squeezed(shape: Sequence[int]) -> list[int]:

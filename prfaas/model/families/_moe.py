@@ -99,9 +99,9 @@ def read_experts(weights: WeightReader, prefix: str, shape: ExpertShape, names: 
     down = torch.empty(shape.num_experts, hidden, inner, dtype=weights.dtype, device=weights.device)
     for expert in range(shape.num_experts):
         base = f"{prefix}.experts.{expert}"
-        gate_up[expert, :inner].copy_(weights.take(f"{base}.{names.gate}.weight", (inner, hidden)))
-        gate_up[expert, inner:].copy_(weights.take(f"{base}.{names.up}.weight", (inner, hidden)))
-        down[expert].copy_(weights.take(f"{base}.{names.down}.weight", (hidden, inner)))
+        weights.fill(f"{base}.{names.gate}.weight", gate_up[expert, :inner])
+        weights.fill(f"{base}.{names.up}.weight", gate_up[expert, inner:])
+        weights.fill(f"{base}.{names.down}.weight", down[expert])
     return DenseExperts(gate_up, down)
 
 

@@ -178,13 +178,13 @@ def _gguf_config(prefix: str, architecture: str, metadata: Mapping[str, Any]) ->
 
 def _unpermute(name: str, tensor: torch.Tensor, config: RawConfig) -> torch.Tensor:
     """GGUF's llama converter reorders q and k rows for interleaved rope; put them back in half-split order."""
-    if ".self_attn.q_proj." in name:
-        heads = int(config["num_attention_heads"])
-    elif ".self_attn.k_proj." in name:
-        heads = int(config["num_key_value_heads"])
-    else:
+    if ".self_attn.q_proj." not in name and ".self_attn.k_proj." not in name:
         return tensor
-    return torch.unflatten(tensor, 0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+    return torch.unflatten(tensor, 0, (-1, _head_rows(config) // 2, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def _head_rows(config: RawConfig) -> int:
+    return int(config["head_dim"] or config["hidden_size"] // config["num_attention_heads"])
 
 
 FAMILY = Family(
@@ -194,7 +194,7 @@ FAMILY = Family(
     build=build,
     ignorable=_ignorable,
     gguf=(
-        GgufDialect("llama", lambda m: _gguf_config("llama", "LlamaForCausalLM", m), _GGUF_NAMES, _unpermute),
+        GgufDialect("llama", lambda m: _gguf_config("llama", "LlamaForCausalLM", m), _GGUF_NAMES, _unpermute, _head_rows),
         GgufDialect("qwen2", lambda m: _gguf_config("qwen2", "Qwen2ForCausalLM", m), _GGUF_NAMES, lambda _n, t, _c: t),
     ),
 )
