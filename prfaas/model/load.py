@@ -12,7 +12,8 @@ from prfaas.model.checkpoint import Checkpoint
 from prfaas.model.fingerprint import fingerprint
 from prfaas.model.gguf_file import GgufFile
 from prfaas.model.hf_directory import HfDirectory
-from prfaas.model.kernels.kernel_set import Kernels, TorchKernels
+from prfaas.model.kernels.kernel_set import Kernels
+from prfaas.model.kernels.torch_kernels import TorchKernels
 from prfaas.model.quantization import count_parameters, parse_quantization
 from prfaas.model.registry import family_for, gguf_dialect
 from prfaas.model.weights import WeightReader
@@ -32,7 +33,7 @@ def load_model(
 ) -> CausalLM:
     """Load a Hugging Face directory or a GGUF file.
 
-    kernels: who does the arithmetic, None for plain torch; see `prfaas.model.kernels.native_library.open_kernels`.
+    kernels: who does the arithmetic, None for plain torch; see `prfaas.model.kernels.open_kernels.open_kernels`.
 
     dtype: compute and cache dtype; None takes the checkpoint's own (float32 where it is quantised or silent).
     Raises ModelLoadError saying what is missing, malformed or unsupported.

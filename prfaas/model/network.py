@@ -62,11 +62,14 @@ class DecoderNetwork:
             x = F.embedding(step.tokens, self.embedding)
             if self.embedding_scale != 1.0:
                 x = x * self.embedding_scale
+            normed = self.blocks[0].mixer_norm(x)
             for index, block in enumerate(self.blocks):
-                mixed = block.mixer(block.mixer_norm(x), context, cache[index])
+                mixed = block.mixer(normed, context, cache[index])
                 on_layer(index)
-                x = x + (mixed if block.mixer_post_norm is None else block.mixer_post_norm(mixed))
-                fed = block.ffn(block.ffn_norm(x))
-                x = x + (fed if block.ffn_post_norm is None else block.ffn_post_norm(fed))
-            chosen = x if step.logits_rows.shape[0] == x.shape[0] else x.index_select(0, step.logits_rows)
-            return self.head(self.norm(chosen)).float()
+                x, normed = block.ffn_norm.after(x, mixed if block.mixer_post_norm is None else block.mixer_post_norm(mixed))
+                fed = block.ffn(normed)
+                fed = fed if block.ffn_post_norm is None else block.ffn_post_norm(fed)
+                following = self.blocks[index + 1].mixer_norm if index + 1 < len(self.blocks) else self.norm
+                x, normed = following.after(x, fed)
+            chosen = normed if step.logits_rows.shape[0] == x.shape[0] else normed.index_select(0, step.logits_rows)
+            return self.head.logits(chosen)

@@ -7,7 +7,8 @@ here knows what a cache entry means.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -38,15 +39,13 @@ class DecodeBatch:
     """N decode rows of similar length that read the cache together.
 
     rows: int64 [N] on the token axis. blocks: int64 [N, B], 0 where absent. spans: for each row, which entries of its
-    B * block_tokens it may see, as [start, stop); edges: the same, int64 [N, 2]. bias: [N, 1, 1, L] in the compute
-    dtype, 0 where a row may see the entry and -inf elsewhere; None when N == 1, where only the visible entries are
-    read. run: the blocks when N == 1.
+    B * block_tokens it may see, as [start, stop). bias: [N, 1, 1, L] in the compute dtype, 0 where a row may see the
+    entry and -inf elsewhere; None when N == 1, where only the visible entries are read. run: the blocks when N == 1.
     """
 
     rows: torch.Tensor
     blocks: torch.Tensor
     spans: tuple[tuple[int, int], ...]
-    edges: torch.Tensor
     bias: torch.Tensor | None
     run: BlockRun | None
 
@@ -86,23 +85,51 @@ class PrefillSpan:
         return self.past.read(paged)[self.past_skip : self.past_skip + self.num_past]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PagedAccess:
     """How one FULL or SLIDING group is written and read in this step.
 
     write_slots: int64 [W] indices into the flattened [num_blocks * block_tokens] axis; write_rows: the token rows they
-    come from, None when all rows are written in order.
+    come from, None when all rows are written in order. table: int64 [S, B], blocks of each segment, -1 where absent;
+    runs: int64 [S, 3], its first row, number of rows and tokens before them. `decodes` and `prefills` say the same in
+    pieces that suit whole-tensor operations, and are worked out when somebody asks.
     """
 
+    segments: Sequence[Segment]
+    group: CacheGroup
+    block_tokens: int
+    dtype: torch.dtype
     write_slots: torch.Tensor
     write_rows: torch.Tensor | None
-    decodes: tuple[DecodeBatch, ...]
-    prefills: tuple[PrefillSpan, ...]
+    table: torch.Tensor
+    runs: torch.Tensor
 
-    def write(self, paged: torch.Tensor, fresh: torch.Tensor) -> None:
-        """Store fresh entries [T, *shape] into the paged tensor, converting to its dtype."""
-        chosen = fresh if self.write_rows is None else fresh.index_select(0, self.write_rows)
-        paged.flatten(0, 1).index_copy_(0, self.write_slots, chosen.to(paged.dtype))
+    @cached_property
+    def decodes(self) -> tuple[DecodeBatch, ...]:
+        """Rows that are alone in their segment, batched."""
+        return tuple(_plan_decodes(self))
+
+    @cached_property
+    def prefills(self) -> tuple[PrefillSpan, ...]:
+        """The longer segments."""
+        size, device = self.block_tokens, self.write_slots.device
+        return tuple(
+            _plan_prefill(segment, self.group, self.table[i], size, device)
+            for i, segment in enumerate(self.segments)
+            if segment.num_rows > 1
+        )
+
+    @cached_property
+    def decode_rows(self) -> tuple[int, ...]:
+        """Token rows that are alone in their segment."""
+        return tuple(segment.row_start for segment in self.segments if segment.num_rows == 1)
+
+    @cached_property
+    def decoding(self) -> PagedAccess:
+        """Access of `decode_rows` alone, gathered in this order; what is written stays as it is."""
+        members = [i for i, segment in enumerate(self.segments) if segment.num_rows == 1]
+        segments = [Segment(n, 1, self.segments[i].context_tokens) for n, i in enumerate(members)]
+        return replace(self, segments=segments, table=self.table[members], runs=_runs(segments))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,39 +187,38 @@ def plan_step(
 
 
 def _plan_paged(step: StepInput, group: CacheGroup, dtype: torch.dtype, device: torch.device) -> PagedAccess:
-    table = step.block_tables[group.name].cpu()
+    table = step.block_tables[group.name].long().cpu()
     segments = step.segments
-    counts = torch.tensor([s.num_rows for s in segments])
-    owners = torch.repeat_interleave(torch.arange(len(segments)), counts)
-    starts = torch.tensor([s.context_tokens - s.row_start for s in segments])
-    rows = torch.arange(owners.shape[0])
-    positions = rows + starts[owners]
-    blocks = table[owners, positions // step.block_tokens].long()
+    runs = _runs(segments)
+    owners = torch.repeat_interleave(torch.arange(len(segments)), runs[:, 1])
+    positions = torch.arange(owners.shape[0]) + (runs[:, 2] - runs[:, 0])[owners]
+    blocks = table[owners, positions // step.block_tokens]
     slots = blocks * step.block_tokens + positions % step.block_tokens
     write_rows = None
     if group.window_tokens is not None and bool((blocks < 0).any()):
         write_rows = (blocks >= 0).nonzero().squeeze(1)
         slots = slots[write_rows]
-    decodes = tuple(_plan_decodes([i for i, s in enumerate(segments) if s.num_rows == 1], step, group, table, dtype, device))
-    prefills = tuple(
-        _plan_prefill(s, group, table[i], step.block_tokens, device) for i, s in enumerate(segments) if s.num_rows > 1
+    return PagedAccess(
+        segments=segments,
+        group=group,
+        block_tokens=step.block_tokens,
+        dtype=dtype,
+        write_slots=slots.to(device),
+        write_rows=None if write_rows is None else write_rows.to(device),
+        table=table,
+        runs=runs,
     )
-    return PagedAccess(slots.to(device), None if write_rows is None else write_rows.to(device), decodes, prefills)
 
 
-def _plan_decodes(
-    members: list[int],
-    step: StepInput,
-    group: CacheGroup,
-    table: torch.Tensor,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> list[DecodeBatch]:
-    size = step.block_tokens
-    reach = {i: _decode_reach(step.segments[i], group, size) for i in members}
-    members = sorted(members, key=lambda i: reach[i][1] - reach[i][0])
+def _runs(segments: Sequence[Segment]) -> torch.Tensor:
+    return torch.tensor([(s.row_start, s.num_rows, s.context_tokens) for s in segments], dtype=torch.int64)
+
+
+def _plan_decodes(access: PagedAccess) -> list[DecodeBatch]:
+    segments, group, size = access.segments, access.group, access.block_tokens
+    reach = {i: _decode_reach(s, group, size) for i, s in enumerate(segments) if s.num_rows == 1}
     batches: list[list[int]] = []
-    for i in members:
+    for i in sorted(reach, key=lambda i: reach[i][1] - reach[i][0]):
         length = reach[i][1] - reach[i][0]
         shortest = reach[batches[-1][0]] if batches else (0, 0)
         limit = max(_MIN_SPLIT_BLOCKS, _MAX_PADDING_RATIO * (shortest[1] - shortest[0]))
@@ -200,7 +226,7 @@ def _plan_decodes(
             batches[-1].append(i)
         else:
             batches.append([i])
-    return [_decode_batch(sorted(batch), reach, step, group, table, dtype, device) for batch in batches]
+    return [_decode_batch(sorted(batch), reach, access) for batch in batches]
 
 
 def _decode_reach(segment: Segment, group: CacheGroup, size: int) -> tuple[int, int]:
@@ -208,37 +234,26 @@ def _decode_reach(segment: Segment, group: CacheGroup, size: int) -> tuple[int, 
     return group.first_needed_token(segment.context_tokens) // size, segment.context_tokens // size + 1
 
 
-def _decode_batch(
-    batch: list[int],
-    reach: Mapping[int, tuple[int, int]],
-    step: StepInput,
-    group: CacheGroup,
-    table: torch.Tensor,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> DecodeBatch:
-    size = step.block_tokens
+def _decode_batch(batch: list[int], reach: Mapping[int, tuple[int, int]], access: PagedAccess) -> DecodeBatch:
+    size, device, segments = access.block_tokens, access.write_slots.device, access.segments
     width = max(reach[i][1] - reach[i][0] for i in batch)
     blocks = torch.zeros(len(batch), width, dtype=torch.int64)
+    spans = []
     for n, i in enumerate(batch):
         first, stop = reach[i]
-        blocks[n, : stop - first] = table[i, first:stop]
-    spans = []
-    for i in batch:
-        base, context = reach[i][0] * size, step.segments[i].context_tokens
-        spans.append((group.first_needed_token(context) - base, context + 1 - base))
-    edges = torch.tensor(spans)
+        blocks[n, : stop - first] = access.table[i, first:stop]
+        context = segments[i].context_tokens
+        spans.append((access.group.first_needed_token(context) - first * size, context + 1 - first * size))
     bias = None
     if len(batch) > 1:
-        entries = torch.arange(width * size)
+        entries, edges = torch.arange(width * size), torch.tensor(spans)
         hidden = (entries < edges[:, :1]) | (entries >= edges[:, 1:])
-        bias = torch.zeros(len(batch), width * size, dtype=dtype).masked_fill_(hidden, -torch.inf)[:, None, None]
+        bias = torch.zeros(len(batch), width * size, dtype=access.dtype).masked_fill_(hidden, -torch.inf)[:, None, None]
         bias = bias.to(device)
     return DecodeBatch(
-        rows=torch.tensor([step.segments[i].row_start for i in batch], device=device),
+        rows=torch.tensor([segments[i].row_start for i in batch], device=device),
         blocks=blocks.to(device),
         spans=tuple(spans),
-        edges=edges.to(device),
         bias=bias,
         run=_block_run(blocks[0].tolist(), device) if len(batch) == 1 else None,
     )

@@ -129,13 +129,14 @@ def _attend_halves(
     own_key = key.transpose(0, 1).unsqueeze(1).expand(-1, group, -1, -1)
     own_value = _padded(value, dim).transpose(0, 1).unsqueeze(1).expand(-1, group, -1, -1)
     out, lse = flash_cpu(grouped, own_key, own_value, scale, causal=True)
+    out = out[..., : value.shape[-1]]
     if past_key.shape[0]:
         folded = grouped.reshape(1, kv_heads, group * num_rows, dim)
         past_out, past_lse = flash_cpu(
             folded, past_key.transpose(0, 1)[None], past_value.transpose(0, 1)[None], scale, causal=False
         )
         out = merge(out, lse, past_out.view(kv_heads, group, num_rows, -1), past_lse.view(kv_heads, group, num_rows))
-    return out[..., : value.shape[-1]].permute(2, 0, 1, 3).reshape(num_rows, heads, value.shape[-1])
+    return out.permute(2, 0, 1, 3).reshape(num_rows, heads, value.shape[-1])
 
 
 def _attend_masked(

@@ -11,6 +11,8 @@ the ratios are formed element by element.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 CHUNK_TOKENS = 64
@@ -19,47 +21,53 @@ _HEADS_AT_ONCE = 8  # more would push the intermediates of a long chunk out of t
 _TOKENS_AT_ONCE = 1024
 
 
-def delta_step(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, decay: torch.Tensor, beta: torch.Tensor, state: torch.Tensor
-) -> torch.Tensor:
-    """One token of N sequences; `state` is updated in place.
+@dataclass(frozen=True, slots=True)
+class DeltaRows:
+    """What the rule consumes, all float32. query, key: [T, H, dk]; value: [T, H, dv]; decay: log decay [T, H, dk] or
+    [T, H, 1]; beta: [T, H]."""
 
-    query, key: [N, H, dk]; value: [N, H, dv]; decay: log decay [N, H, dk] or [N, H, 1]; beta: [N, H];
-    state: [N, H, dk, dv]; all float32. Returns [N, H, dv].
-    """
-    state.mul_(decay.exp().unsqueeze(-1))
-    recalled = torch.matmul(key.unsqueeze(-2), state).squeeze(-2)
-    update = (value - recalled) * beta.unsqueeze(-1)
-    state.addcmul_(key.unsqueeze(-1), update.unsqueeze(-2))
-    return torch.matmul(query.unsqueeze(-2), state).squeeze(-2)
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    decay: torch.Tensor
+    beta: torch.Tensor
+
+    def part(self, tokens: slice, heads: slice = slice(None)) -> DeltaRows:
+        """Some rows of some heads, as views."""
+        at = tokens, heads
+        return DeltaRows(self.query[at], self.key[at], self.value[at], self.decay[at], self.beta[at])
 
 
-def delta_chunks(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, decay: torch.Tensor, beta: torch.Tensor, state: torch.Tensor
-) -> torch.Tensor:
+def delta_step(rows: DeltaRows, state: torch.Tensor) -> torch.Tensor:
+    """One token of N sequences, a row for each; `state` [N, H, dk, dv] is updated in place. Returns [N, H, dv]."""
+    state.mul_(rows.decay.exp().unsqueeze(-1))
+    recalled = torch.matmul(rows.key.unsqueeze(-2), state).squeeze(-2)
+    update = (rows.value - recalled) * rows.beta.unsqueeze(-1)
+    state.addcmul_(rows.key.unsqueeze(-1), update.unsqueeze(-2))
+    return torch.matmul(rows.query.unsqueeze(-2), state).squeeze(-2)
+
+
+def delta_chunks(rows: DeltaRows, state: torch.Tensor) -> torch.Tensor:
     """A run of tokens of one sequence; `state` [H, dk, dv] is updated in place.
 
-    query, key: [T, H, dk]; value: [T, H, dv]; decay: log decay [T, H, dk] or [T, H, 1]; beta: [T, H]; all float32.
     Returns [T, H, dv]. Memory is bounded: heads and tokens are processed in groups.
     """
-    tokens, heads = key.shape[:2]
-    out = torch.empty_like(value)
+    tokens, heads = rows.key.shape[:2]
+    out = torch.empty_like(rows.value)
     for low in range(0, heads, _HEADS_AT_ONCE):
         h = slice(low, min(low + _HEADS_AT_ONCE, heads))
         for start in range(0, tokens, _TOKENS_AT_ONCE):
             t = slice(start, min(start + _TOKENS_AT_ONCE, tokens))
-            out[t, h] = _run(query[t, h], key[t, h], value[t, h], decay[t, h], beta[t, h], state[h])
+            out[t, h] = _run(rows.part(t, h), state[h])
     return out
 
 
-def _run(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, decay: torch.Tensor, beta: torch.Tensor, state: torch.Tensor
-) -> torch.Tensor:
+def _run(rows: DeltaRows, state: torch.Tensor) -> torch.Tensor:
     """`delta_chunks` for one group of heads and tokens."""
-    tokens = key.shape[0]
-    q, k, v = _chunked(query), _chunked(key), _chunked(value)
-    total = _chunked(decay).cumsum(dim=2)  # G, inclusive: [H, N, C, dk or 1]
-    b = _chunked(beta.unsqueeze(-1))
+    tokens = rows.key.shape[0]
+    q, k, v = _chunked(rows.query), _chunked(rows.key), _chunked(rows.value)
+    total = _chunked(rows.decay).cumsum(dim=2)  # G, inclusive: [H, N, C, dk or 1]
+    b = _chunked(rows.beta.unsqueeze(-1))
     pairs = _head_pairs(q, k, total) if total.shape[-1] == 1 else _channel_pairs(q, k, total)
     key_key, query_key = pairs
     grown = total.exp()

@@ -1,4 +1,4 @@
-"""The port for arithmetic that has more than one implementation, and the implementation in plain torch."""
+"""The port for arithmetic that has more than one implementation."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
-from prfaas.model.kernels.attention import attend_decode
-from prfaas.model.kernels.delta_rule import delta_chunks, delta_step
-from prfaas.model.step import DecodeBatch
+from prfaas.model.kernels.delta_rule import DeltaRows
+from prfaas.model.layers.rope import Rotation
+from prfaas.model.step import PagedAccess
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +22,24 @@ class DeltaRun:
     stop: int
 
 
+@dataclass(frozen=True, slots=True)
+class PagedAttention:
+    """Causal attention of a step's rows over a cache that already holds their own entries.
+
+    query: [T, Hq, d]; key: [T, Hkv, d] and value: [T, Hkv, dv] of the same rows; keys, values: the cache, [num_blocks,
+    block_tokens, Hkv, d or dv]. A row sees the last `window_tokens` positions, itself included.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    access: PagedAccess
+    scale: float
+    window_tokens: int | None = None
+
+
 class Kernels(Protocol):
     """Implementations agree up to rounding. None keeps references to its arguments."""
 
@@ -30,74 +47,47 @@ class Kernels(Protocol):
         """x: [..., in], weight: [out, in], bias: [out] to [..., out]."""
         ...
 
+    def logits(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """`linear` with a float32 result. x: [T, in]."""
+        ...
+
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """x: [..., d], weight: float32 [d]; computed in float32, returned in x's dtype."""
+        ...
+
+    def add_norm(
+        self, x: torch.Tensor, more: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x + more, and `rms_norm` of it. x, more: [T, d]."""
         ...
 
     def silu_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
         """[T, 2d] to silu(first half) * second half, [T, d]."""
         ...
 
-    def attend(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, batch: DecodeBatch, scale: float
-    ) -> torch.Tensor:
-        """Decode rows over a paged cache. query: [N, Hq, d]; keys, values: [num_blocks, block_tokens, Hkv, d or dv].
-        Returns [N, Hq, dv]."""
+    def rotate(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+        """x: [T, H, d], see `Rotation`."""
         ...
 
-    def delta(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        decay: torch.Tensor,
-        beta: torch.Tensor,
-        states: torch.Tensor,
-        runs: Sequence[DeltaRun],
-    ) -> torch.Tensor:
-        """The gated delta rule, see `kernels.delta_rule`. query, key: [T, H, dk]; value: [T, H, dv]; decay: log decay
-        [T, H, dk or 1]; beta: [T, H]; states: [num_slots, H, dk, dv], updated in place; all float32. `runs` tile the
-        rows. Returns [T, H, dv]."""
+    def store(self, fresh: torch.Tensor, paged: torch.Tensor, access: PagedAccess) -> None:
+        """Write a step's entries [T, *shape] into the cache [num_blocks, block_tokens, *shape], in the cache's dtype."""
         ...
 
+    def attend(self, call: PagedAttention) -> torch.Tensor:
+        """Returns [T, Hq, dv]."""
+        ...
 
-@dataclass(frozen=True, slots=True)
-class TorchKernels:
-    """Works on every device and dtype."""
-
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return F.linear(x, weight, bias)
-
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
-
-    def silu_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up
-
-    def attend(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, batch: DecodeBatch, scale: float
+    def attend_latent(
+        self, query: torch.Tensor, latents: torch.Tensor, access: PagedAccess, scale: float, value_width: int
     ) -> torch.Tensor:
-        return attend_decode(query, batch.read(keys), batch.read(values), batch.bias, scale)
+        """Absorbed latent attention of decode rows: all heads share one key, whose first channels are the value.
 
-    def delta(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        decay: torch.Tensor,
-        beta: torch.Tensor,
-        states: torch.Tensor,
-        runs: Sequence[DeltaRun],
-    ) -> torch.Tensor:
-        if all(run.stop - run.start == 1 for run in runs):
-            slots = torch.tensor([run.slot for run in runs], device=states.device)
-            picked = states[slots]
-            out = delta_step(query, key, value, decay, beta, picked)
-            states.index_copy_(0, slots, picked)
-            return out
-        parts = []
-        for run in runs:
-            rows = slice(run.start, run.stop)
-            parts.append(delta_chunks(query[rows], key[rows], value[rows], decay[rows], beta[rows], states[run.slot]))
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        query: [N, H, c], a row for each segment of `access`; latents: the cache [num_blocks, block_tokens, c].
+        Returns [N, H, value_width].
+        """
+        ...
+
+    def delta(self, rows: DeltaRows, states: torch.Tensor, runs: Sequence[DeltaRun]) -> torch.Tensor:
+        """The gated delta rule, see `kernels.delta_rule`. states: float32 [num_slots, H, dk, dv], updated in place. `runs`
+        tile the rows. Returns [T, H, dv]."""
+        ...

@@ -12,6 +12,7 @@ import torch
 
 from prfaas.model.api import LayerCache
 from prfaas.model.kernels.conv import convolve_chunk, convolve_step
+from prfaas.model.kernels.delta_rule import DeltaRows
 from prfaas.model.kernels.kernel_set import DeltaRun, Kernels
 from prfaas.model.step import StateAccess, StateSpan
 
@@ -73,8 +74,8 @@ class DeltaCore:
             cache["recurrent"][runs[member].slot].zero_()
         mixed, history = convolve_step(inputs.qkv, history, self.conv_weight)
         cache["conv"].index_copy_(0, access.decode_slots, history.to(cache["conv"].dtype))
-        query, key, value = self._heads(mixed)
-        return self.kernels.delta(query, key, value, inputs.decay, inputs.beta, cache["recurrent"], runs)
+        rows = DeltaRows(*self._heads(mixed), inputs.decay, inputs.beta)
+        return self.kernels.delta(rows, cache["recurrent"], runs)
 
     def _prefill(self, inputs: DeltaInputs, span: StateSpan, cache: LayerCache) -> torch.Tensor:
         rows = slice(span.start, span.stop)
@@ -84,9 +85,8 @@ class DeltaCore:
             cache["recurrent"][span.slot].zero_()
         mixed, last = convolve_chunk(inputs.qkv[rows], history, self.conv_weight)
         history.copy_(last)
-        query, key, value = self._heads(mixed)
-        runs = [DeltaRun(span.slot, 0, rows.stop - rows.start)]
-        return self.kernels.delta(query, key, value, inputs.decay[rows], inputs.beta[rows], cache["recurrent"], runs)
+        chunk = DeltaRows(*self._heads(mixed), inputs.decay[rows], inputs.beta[rows])
+        return self.kernels.delta(chunk, cache["recurrent"], [DeltaRun(span.slot, 0, rows.stop - rows.start)])
 
     def _heads(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Split convolved rows [n, conv_dim] into float32 heads; queries and keys have unit length, queries are scaled

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from prfaas.model.api import LayerCache
-from prfaas.model.kernels.attention import attend_prefill
-from prfaas.model.kernels.kernel_set import Kernels
+from prfaas.model.kernels.kernel_set import Kernels, PagedAttention
 from prfaas.model.layers.linear import Linear
 from prfaas.model.layers.norm import RmsNorm
-from prfaas.model.step import PagedAccess, StepContext
+from prfaas.model.step import StepContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +45,10 @@ class GroupedQueryAttention:
         """x: [T, hidden] to [T, hidden]."""
         query, key, value, gate = self._project(x, step)
         access = step.paged[self.group]
-        access.write(cache["k"], key)
-        access.write(cache["v"], value)
-        mixed = self._attend(query, key, value, access, cache, step).flatten(1)
+        self.kernels.store(key, cache["k"], access)
+        self.kernels.store(value, cache["v"], access)
+        call = PagedAttention(query, key, value, cache["k"], cache["v"], access, self.scale, self.window_tokens)
+        mixed = self.kernels.attend(call).flatten(1)
         return self.out(mixed if gate is None else mixed * gate.sigmoid())
 
     def _project(
@@ -60,9 +60,10 @@ class GroupedQueryAttention:
         rotation = step.rotations[self.rope]
         fused = self.qkv(x)
         if self.q_norm is None and self.k_norm is None and not self.gated:
-            rotated = rotation(torch.unflatten(fused[:, : query_width + kv_width], 1, (-1, shape.head_dim)))
-            value = torch.unflatten(fused[:, query_width + kv_width :], 1, (-1, shape.head_dim))
-            return rotated[:, : shape.num_heads], rotated[:, shape.num_heads :], value, None
+            heads = fused.view(fused.shape[0], -1, shape.head_dim)
+            turned = shape.num_heads + shape.num_kv_heads
+            rotated = self.kernels.rotate(heads[:, :turned], rotation)
+            return rotated[:, : shape.num_heads], rotated[:, shape.num_heads :], heads[:, turned:], None
         wide, key, value = (
             torch.unflatten(part, 1, (heads, -1))
             for part, heads in zip(
@@ -78,27 +79,4 @@ class GroupedQueryAttention:
             query = self.q_norm(query)
         if self.k_norm is not None:
             key = self.k_norm(key)
-        return rotation(query), rotation(key), value, gate
-
-    def _attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        access: PagedAccess,
-        cache: LayerCache,
-        step: StepContext,
-    ) -> torch.Tensor:
-        if step.all_decode and len(access.decodes) == 1:
-            batch = access.decodes[0]
-            return self.kernels.attend(query, cache["k"], cache["v"], batch, self.scale)
-        mixed = query.new_empty(query.shape)
-        for batch in access.decodes:
-            mixed[batch.rows] = self.kernels.attend(query[batch.rows], cache["k"], cache["v"], batch, self.scale)
-        for span in access.prefills:
-            rows = slice(span.start, span.stop)
-            past_key, past_value = span.read_past(cache["k"]), span.read_past(cache["v"])
-            mixed[rows] = attend_prefill(
-                query[rows], key[rows], value[rows], past_key, past_value, self.scale, self.window_tokens
-            )
-        return mixed
+        return self.kernels.rotate(query, rotation), self.kernels.rotate(key, rotation), value, gate

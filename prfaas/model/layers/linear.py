@@ -22,6 +22,10 @@ class Linear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.kernels.linear(x, self.weight, self.bias)
 
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The same in float32. x: [T, in]."""
+        return self.kernels.logits(x, self.weight, self.bias)
+
 
 def read_linear(
     weights: WeightReader, names: Sequence[str], num_rows: Sequence[int], num_columns: int, *, bias: bool = False

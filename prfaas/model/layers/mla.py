@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from prfaas.model.api import LayerCache
-from prfaas.model.kernels.attention import attend_latent, attend_prefill_parts
+from prfaas.model.kernels.attention import attend_prefill_parts
 from prfaas.model.layers.linear import Linear
 from prfaas.model.layers.norm import RmsNorm
-from prfaas.model.step import DecodeBatch, PagedAccess, PrefillSpan, StepContext
+from prfaas.model.step import PagedAccess, PrefillSpan, StepContext
 
 _EXPAND_TOKENS = 2048  # latents expanded at once: bounds memory at 2048 x heads x (nope + rope + value)
 
@@ -64,8 +64,8 @@ class LatentAttention:
         query = self._query(x, step)
         latent = self._latent(x, step)
         access = step.paged[self.group]
-        access.write(cache["latent"], latent)
-        return self.out(self._attend(query, latent, access, cache["latent"], step).flatten(1))
+        self.out.kernels.store(latent, cache["latent"], access)
+        return self.out(self._attend(query, latent, access, cache["latent"]).flatten(1))
 
     def _query(self, x: torch.Tensor, step: StepContext) -> torch.Tensor:
         if self.query_down is not None:
@@ -84,27 +84,26 @@ class LatentAttention:
             rope = step.rotations[self.rope](rope.unsqueeze(1)).squeeze(1)
         return torch.cat((self.latent_norm(compressed), rope), dim=-1)
 
-    def _attend(
-        self, query: torch.Tensor, latent: torch.Tensor, access: PagedAccess, paged: torch.Tensor, step: StepContext
-    ) -> torch.Tensor:
-        if step.all_decode and len(access.decodes) == 1:
-            return self._decode(query, access.decodes[0], paged)
+    def _attend(self, query: torch.Tensor, latent: torch.Tensor, access: PagedAccess, paged: torch.Tensor) -> torch.Tensor:
+        if not access.prefills:
+            return self._decode(query, access, paged)
         mixed = query.new_empty(query.shape[0], self.shape.num_heads, self.shape.value)
-        for batch in access.decodes:
-            mixed[batch.rows] = self._decode(query[batch.rows], batch, paged)
+        if access.decode_rows:
+            alone = torch.tensor(access.decode_rows, device=query.device)
+            mixed[alone] = self._decode(query[alone], access.decoding, paged)
         for span in access.prefills:
             rows = slice(span.start, span.stop)
             mixed[rows] = self._prefill(query[rows], latent[rows], span, paged)
         return mixed
 
-    def _decode(self, query: torch.Tensor, batch: DecodeBatch, paged: torch.Tensor) -> torch.Tensor:
-        """query: [N, H, nope + rope] to [N, H, value]."""
+    def _decode(self, query: torch.Tensor, access: PagedAccess, paged: torch.Tensor) -> torch.Tensor:
+        """query: [N, H, nope + rope], a row for each segment of `access`, to [N, H, value]."""
         shape = self.shape
         per_head = self.expand.weight.view(shape.num_heads, shape.nope + shape.value, shape.rank)
         nope, rope = query.split_with_sizes((shape.nope, shape.rope), dim=-1)
         absorbed = torch.bmm(nope.transpose(0, 1), per_head[:, : shape.nope]).transpose(0, 1)
-        bias = None if batch.bias is None else batch.bias.squeeze(1)
-        mixed = attend_latent(torch.cat((absorbed, rope), dim=-1), batch.read(paged), bias, self.scale, shape.rank)
+        latent_query = torch.cat((absorbed, rope), dim=-1)
+        mixed = self.out.kernels.attend_latent(latent_query, paged, access, self.scale, shape.rank)
         return torch.bmm(mixed.transpose(0, 1), per_head[:, shape.nope :].transpose(1, 2)).transpose(0, 1)
 
     def _prefill(self, query: torch.Tensor, latent: torch.Tensor, span: PrefillSpan, paged: torch.Tensor) -> torch.Tensor:

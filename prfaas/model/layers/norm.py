@@ -22,6 +22,10 @@ class RmsNorm:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.kernels.rms_norm(x, self.weight, self.eps)
 
+    def after(self, x: torch.Tensor, more: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x + more, and the norm of it. x, more: [T, d]."""
+        return self.kernels.add_norm(x, more, self.weight, self.eps)
+
 
 def read_norm(weights: WeightReader, name: str, width: int, eps: float, *, centred: bool = False) -> RmsNorm:
     """Read NAME.weight in float32; `centred` weights are stored as the difference from one."""

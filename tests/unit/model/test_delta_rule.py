@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prfaas.model.kernels.conv import convolve_chunk, convolve_step
-from prfaas.model.kernels.delta_rule import delta_chunks, delta_step
+from prfaas.model.kernels.delta_rule import DeltaRows, delta_chunks, delta_step
 
 pytestmark = pytest.mark.torch
 
@@ -48,7 +48,7 @@ def test_chunks_equal_the_recurrence(tokens: int, per_channel: bool) -> None:
     inputs = make(tokens, 3, 24, 40, per_channel=per_channel, rate=0.5)
     state = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(2))
     wanted, wanted_state = naive(inputs, state)
-    out = delta_chunks(*inputs, state)
+    out = delta_chunks(DeltaRows(*inputs), state)
     assert (out - wanted).abs().max() < 1e-5
     assert (state - wanted_state).abs().max() < 1e-5
 
@@ -60,7 +60,7 @@ def test_any_decay_stays_finite_and_right(rate: float, per_channel: bool) -> Non
     inputs = make(130, 2, 16, 8, per_channel=per_channel, rate=rate)
     state = torch.ones(2, 16, 8)
     wanted, wanted_state = naive(inputs, state)
-    out = delta_chunks(*inputs, state)
+    out = delta_chunks(DeltaRows(*inputs), state)
     assert (out - wanted).abs().max() < 1e-5
     assert (state - wanted_state).abs().max() < 1e-5
 
@@ -69,7 +69,7 @@ def test_more_heads_and_tokens_than_one_group_holds() -> None:
     inputs = make(1100, 9, 4, 6, per_channel=True, rate=0.1)
     state = torch.zeros(9, 4, 6)
     wanted, wanted_state = naive(inputs, state)
-    assert (delta_chunks(*inputs, state) - wanted).abs().max() < 1e-5
+    assert (delta_chunks(DeltaRows(*inputs), state) - wanted).abs().max() < 1e-5
     assert (state - wanted_state).abs().max() < 1e-5
 
 
@@ -77,9 +77,9 @@ def test_more_heads_and_tokens_than_one_group_holds() -> None:
 def test_steps_equal_chunks_for_several_sequences(per_channel: bool) -> None:
     runs = [make(70, 3, 12, 20, per_channel=per_channel, rate=0.3, seed=s) for s in (5, 6)]
     chunked = [torch.zeros(3, 12, 20) for _ in runs]
-    wanted = torch.stack([delta_chunks(*run, state) for run, state in zip(runs, chunked, strict=True)], dim=1)
+    wanted = torch.stack([delta_chunks(DeltaRows(*run), state) for run, state in zip(runs, chunked, strict=True)], dim=1)
     states = torch.zeros(2, 3, 12, 20)
-    steps = [delta_step(*(torch.stack([run[i][t] for run in runs]) for i in range(5)), states) for t in range(70)]
+    steps = [delta_step(DeltaRows(*(torch.stack([run[i][t] for run in runs]) for i in range(5))), states) for t in range(70)]
     assert (torch.stack(steps) - wanted).abs().max() < 1e-5
     assert (states - torch.stack(chunked)).abs().max() < 1e-5
 
@@ -87,8 +87,8 @@ def test_steps_equal_chunks_for_several_sequences(per_channel: bool) -> None:
 def test_a_state_handed_over_at_a_chunk_boundary_is_exact() -> None:
     inputs = make(192, 2, 16, 16, per_channel=True, rate=0.2)
     whole, halves = torch.zeros(2, 16, 16), torch.zeros(2, 16, 16)
-    out = delta_chunks(*inputs, whole)
-    parts = [delta_chunks(*(x[a:b] for x in inputs), halves) for a, b in ((0, 128), (128, 192))]
+    out = delta_chunks(DeltaRows(*inputs), whole)
+    parts = [delta_chunks(DeltaRows(*inputs).part(slice(a, b)), halves) for a, b in ((0, 128), (128, 192))]
     assert torch.equal(torch.cat(parts), out)
     assert torch.equal(halves, whole)
 
@@ -112,7 +112,7 @@ def fla_naive(folder: str) -> Any:
 def test_chunks_equal_the_published_naive_kernels(per_channel: bool) -> None:
     query, key, value, decay, beta = make(128, 3, 24, 24, per_channel=per_channel, rate=0.5)
     state = torch.zeros(3, 24, 24)
-    out = delta_chunks(query, key, value, decay, beta, state)
+    out = delta_chunks(DeltaRows(query, key, value, decay, beta), state)
     module = fla_naive("kda" if per_channel else "gated_delta_rule")
     run = module.naive_recurrent_kda if per_channel else module.naive_recurrent_gated_delta_rule
     gate = decay if per_channel else decay.squeeze(-1)

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from prfaas.model.kernels.kernel_set import DeltaRun, Kernels, TorchKernels
-from prfaas.model.kernels.native_library import NativeKernels, open_kernels
+from prfaas.model.api import Segment, StepInput
+from prfaas.model.kernels.delta_rule import DeltaRows
+from prfaas.model.kernels.kernel_set import DeltaRun, Kernels, PagedAttention
+from prfaas.model.kernels.native_kernels import NativeKernels
+from prfaas.model.kernels.open_kernels import open_kernels
+from prfaas.model.kernels.torch_kernels import TorchKernels
+from prfaas.model.layers.rope import Rope
 from prfaas.model.load import load_model
-from prfaas.model.step import DecodeBatch
+from prfaas.model.step import PagedAccess, plan_step
 from prfaas.model.tiny import write_tiny_model
+from prfaas.modelspec import CacheGroup, CacheSpec, DType, GroupKind, TensorSpec
 from tests.support.model_oracle import random_tokens
 from tests.support.paged_runner import PagedRunner
 
 pytestmark = pytest.mark.torch
 TORCH = TorchKernels()
+ENTRY = (TensorSpec("k", (1,), DType.BF16),)
+FULL = CacheGroup("full", GroupKind.FULL, (0,), ENTRY)
+WINDOW = CacheGroup("sliding", GroupKind.SLIDING, (0,), ENTRY, window_tokens=24)
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["one-thread", "three-threads"])
@@ -36,7 +46,11 @@ def close(ours: torch.Tensor, wanted: torch.Tensor) -> bool:
     return bool((ours.float() - wanted.float()).abs().max() <= 0.012 * wanted.float().abs().max() + 1e-6)
 
 
-@pytest.mark.parametrize(("rows", "depth", "width"), [(1, 576, 960), (3, 33, 7), (4, 64, 1030), (7, 100, 130), (16, 1536, 577)])
+SHAPES = [(1, 576, 960), (3, 33, 7), (4, 64, 1030), (7, 100, 130), (16, 1536, 577)]
+LONG_SHAPES = [(17, 64, 64), (40, 33, 9), (29, 98, 200), (300, 576, 97), (515, 30, 31)]
+
+
+@pytest.mark.parametrize(("rows", "depth", "width"), SHAPES + LONG_SHAPES)
 @pytest.mark.parametrize("biased", [False, True])
 def test_linear(native: Kernels, rows: int, depth: int, width: int, biased: bool) -> None:
     x, weight = randn(rows, depth + 5)[:, :depth], randn(width, depth, seed=1)
@@ -45,38 +59,108 @@ def test_linear(native: Kernels, rows: int, depth: int, width: int, biased: bool
     ours = native.linear(x, weight, bias)
     assert ours.dtype == torch.bfloat16
     assert close(ours, wanted)
+    logits = native.logits(x, weight, bias)
+    assert logits.dtype == torch.float32
+    assert (logits - wanted).abs().max() < 1e-5 * depth  # sums in another order, no rounding to bf16
 
 
-def test_many_rows_and_other_dtypes_go_to_torch(native: Kernels) -> None:
-    x, weight = randn(40, 32), randn(9, 32, seed=1)
+def test_other_dtypes_go_to_torch(native: Kernels) -> None:
+    x, weight = randn(40, 32).float(), randn(9, 32, seed=1).float()
     assert torch.equal(native.linear(x, weight, None), TORCH.linear(x, weight, None))
-    assert torch.equal(native.linear(x.float(), weight.float(), None), TORCH.linear(x.float(), weight.float(), None))
+    assert torch.equal(native.logits(x, weight, None), TORCH.logits(x, weight, None))
 
 
+@pytest.mark.parametrize("rows", [5, 150])
 @pytest.mark.parametrize("width", [16, 576, 100])
-def test_norm_and_gate(native: Kernels, width: int) -> None:
-    x, weight = randn(5, width), randn(width, seed=1, dtype=torch.float32)
+def test_norm_and_gate(native: Kernels, rows: int, width: int) -> None:
+    x, weight = randn(rows, width), randn(width, seed=1, dtype=torch.float32)
     assert close(native.rms_norm(x, weight, 1e-5), TORCH.rms_norm(x, weight, 1e-5))
-    both = randn(5, 2 * width, seed=2) * 30  # far into both tails of the sigmoid
+    more = randn(rows, width, seed=4)
+    for ours, wanted in zip(native.add_norm(x, more, weight, 1e-5), TORCH.add_norm(x, more, weight, 1e-5), strict=True):
+        assert close(ours, wanted)
+    both = randn(rows, 2 * width, seed=2) * 30  # far into both tails of the sigmoid
     assert close(native.silu_gate(both), TORCH.silu_gate(both.float()))
     heads = randn(3, 4, width, seed=3)
     assert close(native.rms_norm(heads, weight, 1e-5), TORCH.rms_norm(heads, weight, 1e-5))
 
 
-@pytest.mark.parametrize(("kv_heads", "group", "dim"), [(3, 3, 64), (1, 7, 20), (2, 1, 256), (2, 5, 72)])
-def test_attend(native: Kernels, kv_heads: int, group: int, dim: int) -> None:
-    size = 16
-    keys, values = randn(12, size, kv_heads, dim), randn(12, size, kv_heads, dim, seed=1)
-    blocks = torch.tensor([[3, 7, 1, 11], [5, 0, 0, 0], [2, 4, 6, 0]])
-    spans = ((0, 50), (3, 4), (9, 48))
-    edges = torch.tensor(spans)
-    entries = torch.arange(4 * size)
-    hidden = (entries < edges[:, :1]) | (entries >= edges[:, 1:])
-    bias = torch.zeros(3, 4 * size).masked_fill_(hidden, -torch.inf)[:, None, None]
-    batch = DecodeBatch(torch.arange(3), blocks, spans, edges, bias, None)
-    query = randn(3, kv_heads * group, dim, seed=2)
-    wanted = TORCH.attend(query.float(), keys.float(), values.float(), batch, dim**-0.5)
-    assert close(native.attend(query, keys, values, batch, dim**-0.5), wanted)
+@pytest.mark.parametrize(("rows", "heads", "dim", "turned"), [(1, 4, 64, 64), (90, 3, 20, 12), (400, 2, 72, 66)])
+def test_rotate(native: Kernels, rows: int, heads: int, dim: int, turned: int) -> None:
+    frequencies = torch.rand(turned // 2, generator=torch.Generator().manual_seed(1))
+    x = randn(rows, heads + 2, dim)[:, :heads]
+    for interleaved in (False, True):
+        rotation = Rope(frequencies, interleaved).rotation(torch.arange(rows) + 7, torch.bfloat16)
+        assert close(native.rotate(x, rotation), TORCH.rotate(x.float(), rotation))
+
+
+SIZE = 16
+
+
+def plan_access(segments: list[tuple[int, int]], group: CacheGroup = FULL, absent: int = 0) -> PagedAccess:
+    """(rows, context) of each segment, in scattered blocks; the first `absent` blocks of each are not there."""
+    placed, row, tables, block = [], 0, [], 63
+    for rows, context in segments:
+        placed.append(Segment(row, rows, context))
+        row += rows
+        count = -(-(rows + context) // SIZE)
+        tables.append([-1] * absent + list(range(block, block - count + absent, -1)))
+        block -= count
+    width = max(len(t) for t in tables)
+    table = torch.tensor([t + [-1] * (width - len(t)) for t in tables], dtype=torch.int32)
+    tokens, empty = torch.zeros(row, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    step = StepInput(tokens, tokens, placed, {group.name: table}, {}, empty, SIZE)
+    return plan_step(step, CacheSpec((group,), SIZE), {}, torch.float32, torch.device("cpu")).paged[group.name]
+
+
+MIXES = {
+    "decodes": [(1, 50), (1, 3), (1, 100)],
+    "prompt": [(200, 0)],
+    "continued": [(37, 111)],
+    "mixed": [(1, 70), (20, 5), (1, 0), (45, 90)],
+}
+
+
+@pytest.mark.parametrize("mix", list(MIXES))
+@pytest.mark.parametrize("window", [None, 24])
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "dim", "width"), [(3, 3, 64, 64), (1, 7, 20, 12), (2, 1, 256, 256), (2, 5, 72, 40), (1, 130, 32, 24)]
+)
+def test_attend(native: Kernels, mix: str, window: int | None, kv_heads: int, group: int, dim: int, width: int) -> None:
+    paged = plan_access(MIXES[mix], FULL if window is None else replace(WINDOW, window_tokens=window))
+    rows = int(paged.runs[:, 1].sum())
+    keys, values = randn(64, SIZE, kv_heads, dim), randn(64, SIZE, kv_heads, width, seed=1)
+    query, key, value = (
+        randn(rows, *shape, seed=s) for s, shape in enumerate(((kv_heads * group, dim), keys.shape[2:], values.shape[2:]), 2)
+    )
+    for fresh, cache in ((key, keys), (value, values)):
+        native.store(fresh, cache, paged)
+        assert torch.equal(cache.flatten(0, 1)[paged.write_slots], fresh)
+    wide = (query.float(), key.float(), value.float(), keys.float(), values.float())
+    wanted = TORCH.attend(PagedAttention(*wide, paged, dim**-0.5, window))
+    ours = native.attend(PagedAttention(query, key, value, keys, values, paged, dim**-0.5, window))
+    assert close(ours, wanted)
+
+
+def test_a_long_prompt_outside_its_window_is_attended_where_it_is_not_cached(native: Kernels) -> None:
+    paged = plan_access([(100, 0)], replace(WINDOW, window_tokens=24), absent=4)
+    cache = torch.full((64, SIZE, 1, 8), 7.0, dtype=torch.bfloat16)
+    fresh = randn(100, 1, 8)
+    ours, wanted = cache.clone(), cache.clone()
+    native.store(fresh, ours, paged)
+    TORCH.store(fresh, wanted, paged)
+    assert torch.equal(ours, wanted)
+    call = PagedAttention(fresh, fresh, fresh, ours, ours, paged, 0.3, 24)
+    assert torch.equal(native.attend(call), TORCH.attend(call))
+
+
+@pytest.mark.parametrize("lengths", [[900], [30, 1, 500], [3, 7, 5, 1, 2, 9, 40]])
+@pytest.mark.parametrize(("heads", "dim", "width"), [(32, 80, 64), (5, 26, 24)])
+def test_attend_latent(native: Kernels, lengths: list[int], heads: int, dim: int, width: int) -> None:
+    """Long caches of few sequences are shared out by keys."""
+    paged = plan_access([(1, n - 1) for n in lengths])
+    latents, query = randn(64, SIZE, dim), randn(len(lengths), heads, dim, seed=1)
+    wanted = TORCH.attend_latent(query.float(), latents.float(), paged, 0.2, width)
+    assert close(native.attend_latent(query, latents, paged, 0.2, width), wanted)
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
@@ -92,9 +176,8 @@ def test_delta(native: Kernels, key_dim: int, value_dim: int, per_channel: bool)
     ours, wanted = (torch.ones(4, heads, key_dim, value_dim) for _ in range(2))
     for runs in ([DeltaRun(2, 0, 90)], [DeltaRun(3, 0, 33), DeltaRun(1, 33, 90)], [DeltaRun(i, i, i + 1) for i in range(4)]):
         rows = runs[-1].stop
-        inputs = [x[:rows] for x in (query, key, value, decay, beta)]
-        out = native.delta(*inputs, ours, runs)  # type: ignore[arg-type]
-        assert (out - TORCH.delta(*inputs, wanted, runs)).abs().max() < 2e-5  # type: ignore[arg-type]
+        inputs = DeltaRows(query, key, value, decay, beta).part(slice(0, rows))
+        assert (native.delta(inputs, ours, runs) - TORCH.delta(inputs, wanted, runs)).abs().max() < 2e-5
         assert (ours - wanted).abs().max() < 2e-5
 
 

@@ -1,0 +1,213 @@
+// Softmax attention over a paged cache, block by block of keys with a running maximum ("FlashAttention", arXiv:2205.14135).
+//
+// All query heads of a key head, and several tokens, are rows of the same products, so keys and values are packed once for
+// all of them. A decode is a run of one token.
+
+#pragma once
+
+#include <cmath>
+
+#include "gemm.h"
+
+namespace {
+
+constexpr int64_t kKeys = 4 * kPanel;      // keys of one block
+constexpr int64_t kQueryRows = 9 * kTileRows;  // rows (tokens times heads of a group) that share a packed block
+
+struct Attention {
+  const bf16 *query;                  // [rows, kv_heads * group, dk], rows query_stride apart
+  const bf16 *keys, *values;          // [blocks, block_tokens, ...]: entries key_stride and value_stride apart, heads dk and dv
+  const int64_t *table, *runs;        // [num_runs, table_width] blocks; [num_runs, 3]: first row, rows, tokens before them
+  bf16* out;                          // [rows, kv_heads * group, dv]
+  int64_t query_stride, key_stride, value_stride, table_width, num_runs, kv_heads, group, dk, dv, block_tokens;
+  int64_t window;                     // how many tokens back a token sees, itself included; 0: all
+  float scale;
+};
+
+struct QueryBlock {  // `count` tokens of a run from `first` on, for the heads of one key head
+  int64_t run, first, count, head;
+};
+
+struct Partial {  // attention to some of the keys, by row: sums of weights times values, sums of weights, base of exponents
+  std::vector<float> sums, total, top;
+};
+
+struct AttentionBuffers {  // of one thread
+  std::vector<bf16> query, keys, values, weights;
+  std::vector<float> scores;
+  Partial partial;
+};
+
+inline int64_t sums_width(const Attention& a) { return (a.dv + kPanel - 1) / kPanel * kPanel; }
+
+// Positions that some token of the block sees.
+struct Reach {
+  int64_t begin, end;
+};
+
+inline Reach reach(const Attention& a, const QueryBlock& block) {
+  const int64_t first_end = a.runs[3 * block.run + 2] + block.first + 1;
+  return {a.window ? std::max<int64_t>(0, first_end - a.window) : 0, first_end + block.count - 1};
+}
+
+inline const bf16* entry(const Attention& a, const bf16* base, int64_t stride, int64_t run, int64_t position) {
+  const int64_t block = a.table[run * a.table_width + position / a.block_tokens];
+  return base + (block * a.block_tokens + position % a.block_tokens) * stride;
+}
+
+// Values of `count` keys as panels over the channels: panel[pair of keys][channel][2].
+template <class Row>
+void pack_values(const Row& row, int64_t count, int64_t width, bf16* packed) {
+  const __m512i zip = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
+                                       3, 18, 2, 17, 1, 16, 0);
+  for (int64_t j = 0; j < count; j += 2) {
+    const bf16 *even = row(j), *odd = j + 1 < count ? row(j + 1) : nullptr;
+    for (int64_t c = 0; c < width; c += 16) {
+      const __mmask16 mask = first16(width - c);
+      const __m256i low = _mm256_maskz_loadu_epi16(mask, even + c);
+      const __m256i high = odd ? _mm256_maskz_loadu_epi16(mask, odd + c) : _mm256_setzero_si256();
+      const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+      bf16* panel = packed + c / kPanel * kKeys * kPanel;
+      _mm512_storeu_si512(panel + (j / 2 * kPanel + c % kPanel) * 2, _mm512_permutexvar_epi16(zip, both));
+    }
+    if (width % kPanel && width % kPanel <= 16)
+      _mm512_storeu_si512(packed + width / kPanel * kKeys * kPanel + (j / 2 * kPanel + 16) * 2, _mm512_setzero_si512());
+  }
+}
+
+// Scores of one row against a block of keys become weights in bf16; keys outside [low, high) weigh nothing. Returns what
+// earlier sums have to be multiplied by.
+inline float soften(float* scores, float scale, int64_t low, int64_t high, bf16* weights, float& top, float& total) {
+  constexpr int kParts = kKeys / 16;
+  __m512 s[kParts], best = _mm512_set1_ps(-INFINITY);
+  const __m512 factor = _mm512_set1_ps(scale);
+  for (int i = 0; i < kParts; ++i) {
+    s[i] = _mm512_mul_ps(_mm512_loadu_ps(scores + 16 * i), factor);
+    const __mmask16 seen = first16(high - 16 * i) & ~first16(low - 16 * i);
+    s[i] = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), seen, s[i]);
+    best = _mm512_max_ps(best, s[i]);
+  }
+  const float before = top;
+  top = std::max(before, _mm512_reduce_max_ps(best));
+  const __m512 shift = _mm512_set1_ps(top);
+  __m512 sum = _mm512_setzero_ps();
+  for (int i = 0; i < kParts; ++i) {
+    const __m512 weight = exp2_ps(_mm512_sub_ps(s[i], shift));
+    sum = _mm512_add_ps(sum, weight);
+    _mm256_storeu_si256((__m256i*)(weights + 16 * i), narrow(weight));
+  }
+  const float kept = std::exp2(before - top);
+  total = total * kept + _mm512_reduce_add_ps(sum);
+  return kept;
+}
+
+inline void gather_query(const Attention& a, const QueryBlock& block, bf16* out) {
+  const int64_t width = a.group * a.dk, row = a.runs[3 * block.run] + block.first;
+  for (int64_t t = 0; t < block.count; ++t)
+    std::memcpy(out + t * width, a.query + (row + t) * a.query_stride + block.head * width, size_t(width) * sizeof(bf16));
+}
+
+// Rows [first, first + tile) of a block against the packed keys [from, from + count).
+inline void attend_tile(const Attention& a, int64_t first_end, int64_t first, int64_t tile, int64_t from, int64_t count,
+                        AttentionBuffers& b, Partial& p) {
+  const int64_t last_sees = first_end + (first + tile - 1) / a.group, first_sees = first_end + first / a.group;
+  if (from >= last_sees || (a.window && from + count <= first_sees - a.window)) return;
+  for (int64_t half = 0; half < count; half += kPanel)
+    panel_rows(tile, &b.query[size_t(first * a.dk)], a.dk, &b.keys[size_t(half * a.dk)], a.dk / 2, [&](int r, int part, __m512 sum) {
+      _mm512_storeu_ps(&b.scores[size_t(r * kKeys + half + 16 * part)], sum);
+    });
+  float kept[kTileRows];
+  for (int64_t r = 0; r < tile; ++r) {
+    const int64_t high = first_end + (first + r) / a.group, low = a.window ? high - a.window : 0;
+    kept[r] = soften(&b.scores[size_t(r * kKeys)], a.scale * kLog2e, low - from, std::min(count, high - from),
+                     &b.weights[size_t(r * kKeys)], p.top[size_t(first + r)], p.total[size_t(first + r)]);
+  }
+  const int64_t width = sums_width(a);
+  for (int64_t c = 0; c < width; c += kPanel)
+    panel_rows(tile, b.weights.data(), kKeys, &b.values[size_t(c * kKeys)], (count + 1) / 2, [&](int r, int part, __m512 sum) {
+      float* at = &p.sums[size_t((first + r) * width + c + 16 * part)];
+      _mm512_storeu_ps(at, _mm512_fmadd_ps(_mm512_loadu_ps(at), _mm512_set1_ps(kept[r]), sum));
+    });
+}
+
+// Attention of a block to positions [begin, end).
+inline void attend_range(const Attention& a, const QueryBlock& block, Reach range, AttentionBuffers& b, Partial& p) {
+  const int64_t rows = block.count * a.group, first_end = a.runs[3 * block.run + 2] + block.first + 1;
+  b.query.resize(size_t(rows * a.dk));
+  b.keys.resize(size_t(kKeys * a.dk));
+  b.values.resize(size_t(kKeys * sums_width(a)));
+  b.scores.resize(size_t(kTileRows * kKeys));
+  b.weights.resize(size_t(kTileRows * kKeys));
+  p.sums.assign(size_t(rows * sums_width(a)), 0.0f);
+  p.total.assign(size_t(rows), 0.0f);
+  p.top.assign(size_t(rows), -1e30f);
+  gather_query(a, block, b.query.data());
+  const bf16 *keys = a.keys + block.head * a.dk, *values = a.values + block.head * a.dv;
+  for (int64_t from = range.begin; from < range.end; from += kKeys) {
+    const int64_t count = std::min(kKeys, range.end - from);
+    for (int64_t half = 0; half < count; half += kPanel)
+      pack_rows([&](int64_t i) { return entry(a, keys, a.key_stride, block.run, from + half + i); },
+                std::min(kPanel, count - half), a.dk, &b.keys[size_t(half * a.dk)]);
+    pack_values([&](int64_t j) { return entry(a, values, a.value_stride, block.run, from + j); }, count, a.dv, b.values.data());
+    for_tiles(rows, [&](int64_t first, int64_t tile) { attend_tile(a, first_end, first, tile, from, count, b, p); });
+  }
+}
+
+inline void finish_block(const Attention& a, const QueryBlock& block, const Partial& p) {
+  const int64_t row = a.runs[3 * block.run] + block.first, width = sums_width(a);
+  for (int64_t r = 0; r < block.count * a.group; ++r) {
+    const __m512 inverse = _mm512_set1_ps(1.0f / p.total[size_t(r)]);
+    bf16* out = a.out + (((row + r / a.group) * a.kv_heads + block.head) * a.group + r % a.group) * a.dv;
+    for (int64_t c = 0; c < a.dv; c += 16) {
+      const __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(&p.sums[size_t(r * width + c)]), inverse);
+      _mm256_mask_storeu_epi16(out + c, first16(a.dv - c), narrow(sum));
+    }
+  }
+}
+
+// Adds `more`, attention of the same rows to other keys, to `p`.
+inline void merge(Partial& p, const Partial& more, int64_t width) {
+  for (size_t r = 0; r < p.top.size(); ++r) {
+    const float top = std::max(p.top[r], more.top[r]);
+    const float mine = std::exp2(p.top[r] - top), theirs = std::exp2(more.top[r] - top);
+    p.top[r] = top;
+    p.total[r] = p.total[r] * mine + more.total[r] * theirs;
+    for (size_t c = r * size_t(width); c < (r + 1) * size_t(width); ++c) p.sums[c] = p.sums[c] * mine + more.sums[c] * theirs;
+  }
+}
+
+inline std::vector<QueryBlock> query_blocks(const Attention& a) {
+  const int64_t tokens = std::max<int64_t>(1, kQueryRows / a.group);
+  std::vector<QueryBlock> blocks;
+  for (int64_t run = 0; run < a.num_runs; ++run)
+    for (int64_t rows = a.runs[3 * run + 1], first = 0; first < rows; first += tokens)
+      for (int64_t head = 0; head < a.kv_heads; ++head) blocks.push_back({run, first, std::min(tokens, rows - first), head});
+  return blocks;
+}
+
+inline void attend(Pool* pool, const Attention& a) {
+  const std::vector<QueryBlock> blocks = query_blocks(a);
+  const int64_t num = int64_t(blocks.size()), threads = int64_t(pool->threads.size()) + 1;
+  int64_t longest = 0;
+  for (const QueryBlock& block : blocks) longest = std::max(longest, reach(a, block).end - reach(a, block).begin);
+  // A few blocks with many keys: several threads share the keys of one block.
+  const int64_t parts = num >= 2 * threads || threads == 1 ? 1 : std::clamp<int64_t>(longest / (4 * kKeys), 1, 4 * threads / num);
+  std::vector<Partial> partials(size_t(parts == 1 ? 0 : num * parts));
+  // Chunks are claimed from the last to the first, so the longest blocks of a prompt come early.
+  parallel(pool, num * parts, [&](int64_t item) {
+    thread_local AttentionBuffers buffers;
+    const QueryBlock& block = blocks[size_t(item / parts)];
+    const Reach all = reach(a, block);
+    const int64_t steps = (all.end - all.begin + kKeys - 1) / kKeys, part = item % parts;
+    const Reach mine{all.begin + steps * part / parts * kKeys, std::min(all.end, all.begin + steps * (part + 1) / parts * kKeys)};
+    attend_range(a, block, mine, buffers, parts == 1 ? buffers.partial : partials[size_t(item)]);
+    if (parts == 1) finish_block(a, block, buffers.partial);
+  });
+  for (int64_t i = 0; parts > 1 && i < num; ++i) {
+    Partial& whole = partials[size_t(i * parts)];
+    for (int64_t part = 1; part < parts; ++part) merge(whole, partials[size_t(i * parts + part)], sums_width(a));
+    finish_block(a, blocks[size_t(i)], whole);
+  }
+}
+
+}  // namespace

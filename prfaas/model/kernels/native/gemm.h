@@ -1,0 +1,244 @@
+// Matrix products in bf16 with float sums.
+//
+// Few rows: weight rows are read once, in their order, and summed across the register. Many rows: a panel of weight rows is
+// transposed into pairs (element pairs of 16 rows side by side) that stays in L2 while all input rows pass by it.
+
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "pool.h"
+#include "simd.h"
+
+namespace {
+
+// ---- few rows ----------------------------------------------------------------------------------------------------
+
+// Sums of four registers, one in each element of every 128-bit lane, still to be added over the lanes.
+inline __m512 fold(__m512 a, __m512 b, __m512 c, __m512 d) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  return _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+}
+
+// Lanes 0, 2 plus lanes 1, 3 of both registers: two such steps add four folded registers over their lanes.
+inline __m512 fold_lanes(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+
+// totals[r * M + m] = sum of the elements of sum[r][m]. Sixteen reductions together cost a third of one by one, which
+// matters because a tile's inner loop is only depth / 32 long.
+template <int R, int M>
+inline void reduce(const __m512 (&sum)[R][M], float* totals) {
+  if constexpr (R == 4 && M == 4) {
+    __m512 rows[4];
+    for (int r = 0; r < 4; ++r) rows[r] = fold(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
+    _mm512_storeu_ps(totals, fold_lanes(fold_lanes(rows[0], rows[1]), fold_lanes(rows[2], rows[3])));
+  } else if constexpr (R == 4 && M == 1) {
+    const __m512 all = fold(sum[0][0], sum[1][0], sum[2][0], sum[3][0]);
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    _mm_storeu_ps(totals, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+  } else {
+    for (int r = 0; r < R; ++r)
+      for (int m = 0; m < M; ++m) totals[r * M + m] = _mm512_reduce_add_ps(sum[r][m]);
+  }
+}
+
+// R weight rows times M input rows; accumulators live in registers.
+template <int R, int M, class Out>
+void tile(const bf16* x, int64_t x_stride, const bf16* w, int64_t depth, const bf16* bias, Out* out, int64_t out_stride) {
+  __m512 sum[R][M];
+  for (auto& row : sum)
+    for (auto& cell : row) cell = _mm512_setzero_ps();
+  int64_t k = 0;
+  for (; k + 32 <= depth; k += 32) {
+    __m512bh rows[R];
+    for (int r = 0; r < R; ++r) {
+      rows[r] = load_pairs(w + r * depth + k);
+      _mm_prefetch((const char*)(w + (r + 2 * R) * depth + k), _MM_HINT_T0);  // the tile after the next one
+    }
+    for (int m = 0; m < M; ++m) {
+      const __m512bh column = load_pairs(x + m * x_stride + k);
+      for (int r = 0; r < R; ++r) sum[r][m] = _mm512_dpbf16_ps(sum[r][m], rows[r], column);
+    }
+  }
+  if (k < depth) {
+    const __mmask32 mask = first32(depth - k);
+    for (int m = 0; m < M; ++m) {
+      const __m512bh column = load_pairs(x + m * x_stride + k, mask);
+      for (int r = 0; r < R; ++r) sum[r][m] = _mm512_dpbf16_ps(sum[r][m], load_pairs(w + r * depth + k, mask), column);
+    }
+  }
+  float totals[R * M];
+  reduce<R, M>(sum, totals);
+  for (int r = 0; r < R; ++r)
+    for (int m = 0; m < M; ++m) put(out + m * out_stride + r, totals[r * M + m] + (bias ? widen(bias[r]) : 0.0f));
+}
+
+template <int R, class Out>
+void tile_rows(int64_t m, const bf16* x, int64_t xs, const bf16* w, int64_t k, const bf16* b, Out* out, int64_t os) {
+  while (m >= 4) {
+    tile<R, 4>(x, xs, w, k, b, out, os);
+    x += 4 * xs, out += 4 * os, m -= 4;
+  }
+  if (m == 3) tile<R, 3>(x, xs, w, k, b, out, os);
+  else if (m == 2) tile<R, 2>(x, xs, w, k, b, out, os);
+  else if (m == 1) tile<R, 1>(x, xs, w, k, b, out, os);
+}
+
+// ---- many rows ---------------------------------------------------------------------------------------------------
+
+constexpr int64_t kPanel = 32;   // columns of the result that one tile computes: two registers
+constexpr int64_t kTileRows = 14;  // with two registers of columns each: 28 sums, all in registers
+
+inline void transpose16(__m512i (&r)[16]) {  // 16 x 16 elements of 32 bits
+  __m512i t[16];
+  for (int i = 0; i < 8; ++i) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+    t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+    t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+    t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+    r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+    r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
+    r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
+  }
+}
+
+// Rows row(0) .. row(count - 1) of `depth` elements as panel[pair][column][2], columns padded with zeros to kPanel.
+template <class Row>
+void pack_rows(const Row& row, int64_t count, int64_t depth, bf16* panel) {
+  for (int64_t half = 0; half < kPanel; half += 16)
+    for (int64_t k = 0; k < depth; k += 32) {
+      const __mmask32 mask = first32(depth - k);
+      __m512i r[16];
+      for (int64_t i = 0; i < 16; ++i)
+        r[i] = half + i < count ? _mm512_maskz_loadu_epi16(mask, row(half + i) + k) : _mm512_setzero_si512();
+      transpose16(r);
+      const int64_t pairs = std::min<int64_t>(16, (depth - k + 1) / 2);
+      for (int64_t p = 0; p < pairs; ++p) _mm512_storeu_si512(panel + ((k / 2 + p) * kPanel + half) * 2, r[p]);
+    }
+}
+
+// store(r, half, sums) for R rows of a (a_stride apart) times one panel of `pairs` element pairs.
+template <int R, class Store>
+inline void panel_tile(const bf16* a, int64_t a_stride, const bf16* panel, int64_t pairs, const Store& store) {
+  __m512 sum[R][2];
+  for (auto& row : sum) row[0] = row[1] = _mm512_setzero_ps();
+  for (int64_t p = 0; p < pairs; ++p) {
+    const __m512bh left = load_pairs(panel + p * 2 * kPanel), right = load_pairs(panel + p * 2 * kPanel + 32);
+#pragma GCC unroll 14
+    for (int r = 0; r < R; ++r) {
+      const __m512bh pair = broadcast_pair(a + r * a_stride + 2 * p);
+      sum[r][0] = _mm512_dpbf16_ps(sum[r][0], left, pair);
+      sum[r][1] = _mm512_dpbf16_ps(sum[r][1], right, pair);
+    }
+  }
+#pragma GCC unroll 14
+  for (int r = 0; r < R; ++r) {
+    store(r, 0, sum[r][0]);
+    store(r, 1, sum[r][1]);
+  }
+}
+
+// `panel_tile` for a row count known at run time, 1 to kTileRows.
+template <int R = kTileRows, class Store>
+inline void panel_rows(int64_t rows, const bf16* a, int64_t a_stride, const bf16* panel, int64_t pairs, const Store& store) {
+  if constexpr (R > 1) {
+    if (rows < R) return panel_rows<R - 1>(rows, a, a_stride, panel, pairs, store);
+  }
+  panel_tile<R>(a, a_stride, panel, pairs, store);
+}
+
+// Splits `rows` into tiles of almost equal height: body(first, count).
+template <class Body>
+inline void for_tiles(int64_t rows, const Body& body) {
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t first = rows * t / tiles;
+    body(first, rows * (t + 1) / tiles - first);
+  }
+}
+
+template <class Out>  // bf16 or float
+struct Product {      // out[m, n] = x[m, :] . w[n, :] + bias[n]; rows of x and out are x_stride and n apart, w is contiguous
+  const bf16 *x, *w, *bias;
+  Out* out;
+  int64_t x_stride, m, n, k;
+};
+
+// Columns [column, column + width) of rows [first, last).
+template <class Out>
+void product_block(const Product<Out>& p, int64_t column, int64_t width, int64_t first, int64_t last) {
+  thread_local std::vector<bf16> held;
+  const int64_t panels = (width + kPanel - 1) / kPanel, pairs = p.k / 2, panel_size = p.k * kPanel;
+  if (int64_t(held.size()) < panels * panel_size) held.resize(size_t(panels * panel_size));
+  bf16* packed = held.data();
+  for (int64_t i = 0; i < panels; ++i) {
+    const bf16* w = p.w + (column + i * kPanel) * p.k;
+    pack_rows([&](int64_t r) { return w + r * p.k; }, std::min(kPanel, width - i * kPanel), p.k, packed + i * panel_size);
+  }
+  for_tiles(last - first, [&](int64_t start, int64_t count) {
+    const int64_t row = first + start;
+    for (int64_t i = 0; i < panels; ++i) {
+      const int64_t at = column + i * kPanel;
+      panel_rows(count, p.x + row * p.x_stride, p.x_stride, packed + i * panel_size, pairs, [&](int r, int half, __m512 sum) {
+        const int64_t n = at + 16 * half;
+        const __mmask16 mask = first16(column + width - n);
+        if (p.bias) sum = _mm512_add_ps(sum, widen(_mm256_maskz_loadu_epi16(mask, p.bias + n)));
+        put(p.out + (row + r) * p.n + n, mask, sum);
+      });
+    }
+  });
+}
+
+constexpr int64_t kFewRows = 16;  // above this, transposing the weights pays
+
+template <class Out>
+void product_few_rows(Pool* pool, const Product<Out>& p) {
+  constexpr int64_t kRows = 4;
+  const int64_t tiles = p.n / kRows;
+  const int64_t chunks = p.n * p.k < 65536 ? 1 : std::clamp<int64_t>(tiles / 16, 1, 64);
+  parallel(pool, chunks, [&](int64_t chunk) {
+    const auto rows = [&]<int R>(int64_t n) {
+      tile_rows<R, Out>(p.m, p.x, p.x_stride, p.w + n * p.k, p.k, p.bias ? p.bias + n : nullptr, p.out + n, p.n);
+    };
+    const int64_t first = tiles * chunk / chunks, last = tiles * (chunk + 1) / chunks;
+    for (int64_t n = first * kRows; n < last * kRows; n += kRows) rows.template operator()<kRows>(n);
+    if (chunk + 1 == chunks)
+      for (int64_t n = tiles * kRows; n < p.n; ++n) rows.template operator()<1>(n);
+  });
+}
+
+template <class Out>
+void product_many_rows(Pool* pool, const Product<Out>& p) {  // k is even
+  constexpr int64_t kColumns = 2 * kPanel, kRows = 18 * kTileRows;
+  const int64_t across = (p.n + kColumns - 1) / kColumns, down = (p.m + kRows - 1) / kRows;
+  parallel(pool, across * down, [&](int64_t item) {
+    const int64_t column = item % across * kColumns, block = item / across;
+    product_block(p, column, std::min(kColumns, p.n - column), p.m * block / down, p.m * (block + 1) / down);
+  });
+}
+
+template <class Out>
+void product(Pool* pool, const Product<Out>& p) {
+  if (p.m <= kFewRows || p.k % 2) product_few_rows(pool, p);
+  else product_many_rows(pool, p);
+}
+
+}  // namespace
