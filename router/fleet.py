@@ -14,10 +14,8 @@ from prfaas import metrics as m
 from prfaas.clock import Clock
 from prfaas.log import logger
 from prfaas.metrics import MetricSet
-from prfaas.modelspec import CacheGroup, CacheSpec, DType, TensorSpec
 from prfaas.types import (
     CacheEvent,
-    CacheGroupInfo,
     GenerationRequest,
     LinkView,
     PrefillReport,
@@ -28,12 +26,14 @@ from prfaas.types import (
     WorkerLoad,
 )
 from router.api import FleetStatus, MemberView
+from router.facts import facts
 from router.ledger import Dispatch, DispatchId, Ledger
 from router.links import LinkBoard
 from router.policy.costs import UNKNOWN_S_PER_TOKEN, Kind, PrefillFit, PrefillModel
 from router.policy.decide import Verdict
+from router.policy.link_health import Outcomes
 from router.policy.prefix_index import Family, PrefixIndex, PromptNames
-from router.policy.short_loop import Outcomes
+from router.policy.short_loop import Arrival
 from router.policy.view import FleetView, Link, RequestView, Tuning, WorkerView
 
 _log = logger(__name__)
@@ -74,11 +74,12 @@ class Fleet:
         self._prefill: dict[SiteId, dict[WorkerId, WorkerView]] = {}
         self._index = PrefixIndex()
         self._cache_revision = 0
-        self._ledger = Ledger()
+        self._ledger = Ledger(clock)
         self._board = LinkBoard(LINK_EXPIRY_S)
         self._links: dict[Link, LinkView] = {}
         self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT_REQUESTS)
         self._outcomes: dict[Link, Outcomes] = {}
+        self._arrivals: deque[Arrival] = deque(maxlen=RECENT_REQUESTS)
         self._fits: dict[Kind, PrefillFit] = {}
         self._models: dict[Kind, PrefillModel] = {}
         self._view: FleetView | None = None
@@ -96,7 +97,7 @@ class Fleet:
             self._leave(old.info)
         self._cache_revision += 1
         now_s = self._clock.now_s()
-        member = _Member(info, _facts(info, now_s), WorkerLoad(free_blocks=info.total_blocks), now_s)
+        member = _Member(info, facts(info, now_s), WorkerLoad(free_blocks=info.total_blocks), now_s)
         self._members[info.worker_id] = member
         self._index.add_worker(info.worker_id, Family(info.fingerprint_digest, info.block_tokens, info.cache_groups))
         self._expected.add((info.site, info.role))
@@ -215,6 +216,7 @@ class Fleet:
             held_tokens=held,
         )
         dispatch_id = self._ledger.open(dispatch)
+        self._arrivals.append(Arrival(self._clock.now_s(), decision.uncached_tokens, verdict.kv_bytes))
         self._touch(dispatch)
         return dispatch_id
 
@@ -262,6 +264,12 @@ class Fleet:
         taken, self._outcomes = self._outcomes, {}
         return taken
 
+    def take_arrivals(self) -> tuple[Arrival, ...]:
+        """Requests decided on since the last call, or the last RECENT_REQUESTS of them."""
+        taken = tuple(self._arrivals)
+        self._arrivals.clear()
+        return taken
+
     def suspect(self, worker_id: WorkerId) -> None:
         """A call to this worker failed: send nothing there until it is heard of again."""
         member = self._members.get(worker_id)
@@ -305,7 +313,7 @@ class Fleet:
             waiting=load.waiting,
             free_tokens=max(0, load.free_blocks + load.cached_blocks - sent.blocks) * member.info.block_tokens,
             queued_tokens=max(load.waiting_prefill_tokens, sent.prefill_tokens),
-            queued_s=max(load.waiting_prefill_tokens * self._per_token_s(member), sent.prefill_ms / 1000),
+            queued_s=max(load.waiting_prefill_tokens * self._per_token_s(member), self._ledger.queued_s(member.info.worker_id)),
             prefill_tokens_per_s=load.prefill_tokens_per_s,
             decode_step_s=load.decode_step_s,
             draining=load.draining,
@@ -369,29 +377,3 @@ class Fleet:
         for (site, role, state), number in counts.items():
             self._metrics.set(m.WORKERS, number, site=site, role=role, state=state)
         self._counted = set(counts)
-
-
-def cache_spec(info: WorkerInfo) -> CacheSpec:
-    """A worker's announced cache groups as a spec, so that S_kv is computed by the same code everywhere. Each group
-    becomes one layer with one tensor of as many one-byte elements as its entry has bytes."""
-    return CacheSpec(tuple(_cache_group(group) for group in info.cache_groups), info.block_tokens)
-
-
-def _cache_group(info: CacheGroupInfo) -> CacheGroup:
-    tensor = TensorSpec(info.name, (info.entry_bytes,), DType.F8)
-    return CacheGroup(info.name, info.kind, (0,), (tensor,), info.window_tokens)
-
-
-def _facts(info: WorkerInfo, now_s: float) -> WorkerView:
-    return WorkerView(
-        worker_id=info.worker_id,
-        site=info.site,
-        role=info.role,
-        address=info.address,
-        model=info.model,
-        fingerprint_digest=info.fingerprint_digest,
-        cache=cache_spec(info),
-        max_prompt_tokens=min(info.max_context_tokens - 1, info.total_blocks * info.block_tokens),
-        max_running=max(1, info.max_running),
-        seen_s=now_s,
-    )

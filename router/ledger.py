@@ -6,9 +6,10 @@ heartbeats. Knows nothing of heartbeats: the fleet takes the larger of what a wo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NewType
 
+from prfaas.clock import Clock
 from prfaas.types import WorkerId
 
 DispatchId = NewType("DispatchId", int)
@@ -40,13 +41,24 @@ class Outstanding:
 NOTHING = Outstanding()
 
 
+@dataclass(slots=True)
+class _Queue:
+    """One worker's prompts on their way in order of dispatch, with their milliseconds, and since when the first is the
+    first: about how long it has been computed."""
+
+    since_s: float
+    waiting_ms: dict[DispatchId, int] = field(default_factory=dict)
+
+
 class Ledger:
     """Every dispatch is opened once, may be marked prefilled once, and is closed once; the sums then return to zero."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._next = DispatchId(0)
         self._open: dict[DispatchId, tuple[Dispatch, bool]] = {}
         self._sums: dict[WorkerId, Outstanding] = {}
+        self._queues: dict[WorkerId, _Queue] = {}
 
     def open(self, dispatch: Dispatch) -> DispatchId:
         """Count a dispatch; the returned id is not the request's, which clients choose and may repeat."""
@@ -55,6 +67,8 @@ class Ledger:
         self._open[dispatch_id] = (dispatch, False)
         self._add(dispatch.decode_worker, Outstanding(1, 0, dispatch.blocks), 1)
         self._add(dispatch.prefill_worker, Outstanding(0, dispatch.prefill_tokens, 0, dispatch.prefill_ms), 1)
+        queue = self._queues.setdefault(dispatch.prefill_worker, _Queue(self._clock.now_s()))
+        queue.waiting_ms[dispatch_id] = dispatch.prefill_ms
         return dispatch_id
 
     def prefilled(self, dispatch_id: DispatchId) -> Dispatch:
@@ -62,25 +76,40 @@ class Ledger:
         dispatch, done = self._open[dispatch_id]
         if not done:
             self._open[dispatch_id] = (dispatch, True)
-            self._settle(dispatch)
+            self._settle(dispatch_id, dispatch)
         return dispatch
 
     def close(self, dispatch_id: DispatchId) -> Dispatch:
         """Raises KeyError when the dispatch is not open."""
         dispatch, done = self._open.pop(dispatch_id)
         if not done:
-            self._settle(dispatch)
+            self._settle(dispatch_id, dispatch)
         self._add(dispatch.decode_worker, Outstanding(1, 0, 0), -1)
         return dispatch
 
     def of(self, worker_id: WorkerId) -> Outstanding:
         return self._sums.get(worker_id, NOTHING)
 
+    def queued_s(self, worker_id: WorkerId) -> float:
+        """Seconds until what was sent to a worker is computed. Prompts are computed in order, so what the first has had
+        counts as done, up to all of it."""
+        queue = self._queues.get(worker_id)
+        if queue is None:
+            return 0.0
+        first_s = next(iter(queue.waiting_ms.values())) / 1000
+        return self.of(worker_id).prefill_ms / 1000 - min(first_s, self._clock.now_s() - queue.since_s)
+
     @property
     def num_open(self) -> int:
         return len(self._open)
 
-    def _settle(self, dispatch: Dispatch) -> None:
+    def _settle(self, dispatch_id: DispatchId, dispatch: Dispatch) -> None:
+        queue = self._queues[dispatch.prefill_worker]
+        if next(iter(queue.waiting_ms)) == dispatch_id:
+            queue.since_s = self._clock.now_s()
+        del queue.waiting_ms[dispatch_id]
+        if not queue.waiting_ms:
+            del self._queues[dispatch.prefill_worker]
         self._add(dispatch.decode_worker, Outstanding(0, 0, dispatch.blocks), -1)
         self._add(dispatch.prefill_worker, Outstanding(0, dispatch.prefill_tokens, 0, dispatch.prefill_ms), -1)
 

@@ -34,8 +34,8 @@ class LinkBoard:
             reports.pop(receiver, None)
 
     def views(self, now_s: float) -> dict[Link, LinkView]:
-        """One view for each path with a fresh report: goodput, backlog and transfers are sums over the receivers,
-        capacity the largest claim, round trip the smallest, loss the mean weighted by active transfers."""
+        """One view for each path with a fresh report: backlog and transfers are sums over the receivers, goodput over those
+        that are receiving, capacity the largest claim, round trip the smallest, loss the mean weighted by transfers."""
         merged: dict[Link, LinkView] = {}
         for link, reports in self._reports.items():
             fresh = [
@@ -50,11 +50,12 @@ class LinkBoard:
 
 def _merge(link: Link, views: list[LinkView]) -> LinkView:
     weights = [max(1, v.active_transfers) for v in views]
+    receiving = [v for v in views if v.active_transfers > 0] or views  # an idle receiver still tells its last speed
     return LinkView(
         src=link.src,
         dst=link.dst,
         capacity_bytes_per_s=max(v.capacity_bytes_per_s for v in views),
-        goodput_bytes_per_s=sum(v.goodput_bytes_per_s for v in views),
+        goodput_bytes_per_s=sum(v.goodput_bytes_per_s for v in receiving),
         queued_bytes=sum(v.queued_bytes for v in views),
         rtt_s=min((v.rtt_s for v in views if v.rtt_s > 0), default=0.0),
         loss_ratio=sum(v.loss_ratio * w for v, w in zip(views, weights, strict=True)) / sum(weights),

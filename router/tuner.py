@@ -9,8 +9,9 @@ from prfaas.clock import Clock
 from prfaas.log import logger
 from prfaas.metrics import MetricSet
 from router.fleet import Fleet
-from router.policy.short_loop import LinkState, Observation, ShortLoop
-from router.policy.view import FleetView, Link, WorkerView
+from router.policy.link_health import LinkState
+from router.policy.short_loop import Observation, ShortLoop
+from router.policy.view import Link
 
 _log = logger(__name__)
 
@@ -49,20 +50,8 @@ class Tuner:
 
 
 def observe(fleet: Fleet, now_s: float) -> Observation:
-    """The fleet as the short loop sees it: links, transfers since the last look, and backlogs on either side."""
+    """The fleet as the short loop sees it: links, transfers and requests since the last look, and sites that are silent."""
     view = fleet.view()
-    decode_sites = {worker.site for worker in view.decode}
-    local: list[WorkerView] = []
-    remote: list[WorkerView] = []
-    for site, workers in view.prefill.items():
-        (local if site in decode_sites else remote).extend(_alive(workers, view, now_s))
-    return Observation(view.links, fleet.take_outcomes(), _mean_backlog_s(remote), _mean_backlog_s(local))
-
-
-def _alive(workers: tuple[WorkerView, ...], view: FleetView, now_s: float) -> list[WorkerView]:
     oldest_s = now_s - view.member_timeout_s
-    return [w for w in workers if w.seen_s >= oldest_s and not w.draining]
-
-
-def _mean_backlog_s(workers: list[WorkerView]) -> float | None:
-    return sum(w.queued_s for w in workers) / len(workers) if workers else None
+    silent = {site for site, workers in view.prefill.items() if all(w.seen_s < oldest_s for w in workers)}
+    return Observation(view.links, fleet.take_outcomes(), fleet.take_arrivals(), frozenset(silent))

@@ -20,9 +20,10 @@ from router.ledger import DispatchId
 from router.pipeline import LINK_FAULTS
 from router.policy.admission import AdmissionQueue, Ticket, has_room
 from router.policy.decide import Policy, Verdict
+from router.policy.link_health import LinkState
 from router.policy.predictive import PredictivePolicy
 from router.policy.prefix_index import PromptNames, name_prompt
-from router.policy.short_loop import LinkState, ShortLoop
+from router.policy.short_loop import ShortLoop
 from router.policy.threshold import ThresholdPolicy
 from router.policy.view import Link, RequestView, Tuning
 from router.tuner import observe

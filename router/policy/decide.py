@@ -30,11 +30,13 @@ class Rule(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A decision, the rule that made it, and the compute seconds it puts on the first prefilling worker."""
+    """A decision, the rule that made it, the compute seconds it puts on the first prefilling worker, and the bytes that a
+    prefill elsewhere has to ship."""
 
     decision: Decision
     rule: Rule
     compute_s: float = 0.0
+    kv_bytes: int = 0
 
 
 class Policy(Protocol):
@@ -91,7 +93,7 @@ def conclude(pick: Pick, options: Options, threshold: int, max_candidates: int) 
         threshold_tokens=threshold,
         predicted_ttft_s=options.forecasts,
     )
-    return Verdict(decision, pick.rule, compute_s)
+    return Verdict(decision, pick.rule, compute_s, options.kv_bytes)
 
 
 def ladder(first: Sequence[Prefiller], route: Route, other: Sequence[Prefiller], limit: int) -> tuple[PrefillCandidate, ...]:

@@ -26,6 +26,11 @@ class Prefiller:
     compute_s: float
     cost_s: float
 
+    @property
+    def wait_s(self) -> float:
+        """Seconds beyond its own computing: the queue, the exposed wire and the round trip."""
+        return self.cost_s - self.compute_s
+
 
 @dataclass(frozen=True, slots=True)
 class Options:

@@ -6,11 +6,13 @@ The paper's threshold splits traffic at one length. This policy prices each requ
 * time: queue + the longer of compute and wire + round trip, per option; at most `ttft_slo_s` keeps the objective;
 * money: busy instance-seconds and bytes sent at the operator's prices; the cheapest option that keeps the objective
   wins, and with no prices all cost the same;
-* load, between options of equal price: the growth of half the sum of squared backlogs. Putting work T on a resource
-  with backlog W adds T * (W + T / 2). Minimising this drift keeps every queue stable whenever some routing does, without
-  knowing arrival rates (MaxWeight; Tassiulas and Ephremides, 1992); its self term prefers the worker that is
-  comparatively faster, so long prompts lean to the faster chips, and a busy link weighs as a busy worker does. The time
-  to first token is added (drift plus penalty; Neely, 2010), so that an idle fleet is routed for latency.
+* load, between options of equal price: work is dear where it is scarce and where it waits. At the best threshold t a prompt
+  of length t burdens either side equally, so the dual prices of the planner's throughput model ("Prefill-as-a-Service",
+  arXiv:2604.15039, section 3) stand in the ratio T_near(t) / T_far(t); with them, an idle fleet already keeps its faster
+  chips for the prompts that gain most from them. A backlog W raises the price of work T put behind it by the growth of half
+  the sum of squared backlogs, T * (W + T / 2): minimising this drift keeps every queue stable whenever some routing does,
+  without knowing arrival rates (MaxWeight; Tassiulas and Ephremides, 1992), and a busy link weighs as a busy worker does.
+  The time to first token is added (drift plus penalty; Neely, 2010).
 
 So the split moves with load, cache, link and length together, and degrades smoothly where a threshold would jump.
 """
@@ -20,37 +22,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prfaas.config import PolicySettings
-from prfaas.types import Route, SiteId
+from prfaas.types import Role, Route, SiteId
 from router.policy import scorers
-from router.policy.costs import Prices
+from router.policy.costs import Kind, Prices
 from router.policy.decide import Pick, Rule, Verdict, conclude, force
 from router.policy.options import Options, Prefiller, survey
-from router.policy.view import FleetView, Link, RequestView
+from router.policy.view import FleetView, Link, RequestView, WorkerView
 
-# Weight of one second of the request's own wait against one second of backlog growth. Small: under load throughput
-# decides; larger than zero: an idle fleet answers as fast as it can.
-LATENCY_WEIGHT = 0.5
+# Weight of one second of the request's own wait against one second of work. Small: under load throughput decides; larger
+# than zero: an idle fleet answers fast.
+LATENCY_WEIGHT = 0.2
+MAX_PRICE = 8.0  # of a second of far work in seconds of near work; its inverse is the least
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What one option would do: seconds to the first token, money, and growth of backlogs in seconds."""
+    """What one option would do: seconds to the first token, money, and the priced work in seconds."""
 
     route: Route
     ttft_s: float
     money: float
-    drift_s: float
+    work_s: float
     prefiller: Prefiller | None  # None: inline
     missing_tokens: int
     stalls: bool = False  # running sequences would miss their objective for the time between tokens
 
     @property
     def burden_s(self) -> float:
-        return self.drift_s + LATENCY_WEIGHT * self.ttft_s
+        return self.work_s + LATENCY_WEIGHT * self.ttft_s
 
 
 class PredictivePolicy:
-    """Implements `Policy`. The short loop's threshold is not used; folded links and the models in the view are."""
+    """Implements `Policy`. Of the tuning, folded links are obeyed, and the threshold sets the price of far work."""
 
     def __init__(self, settings: PolicySettings) -> None:
         self._settings = settings
@@ -75,35 +78,51 @@ class PredictivePolicy:
         return conclude(pick, options, view.tuning.threshold_tokens, limit)
 
     def _forecasts(self, request: RequestView, view: FleetView, options: Options) -> list[Forecast]:
-        slo_s = self._settings.ttft_slo_s
-        made = [self._inline(options, slo_s)]
-        made += [self._at(Route.LOCAL, p, options, view, slo_s) for p in options.local]
-        made += [self._at(Route.REMOTE, p, options, view, slo_s) for p in options.remote]
+        made = [self._inline(options)]
+        made += [self._at(Route.LOCAL, p, options, view) for p in options.local]
+        made += [self._at(Route.REMOTE, p, options, view) for p in options.remote]
         return made
 
-    def _inline(self, options: Options, slo_s: float) -> Forecast:
+    def _priced(self, work_s: float, behind_s: float, price: float = 1.0) -> float:
+        """Seconds of work, dearer the more of it waits already."""
+        return price * work_s * (1 + (behind_s + work_s / 2) / self._settings.ttft_slo_s)
+
+    def _inline(self, options: Options) -> Forecast:
         """On the decode worker: its running sequences stand still meanwhile, which counts as lost work too."""
         decode, compute_s = options.decode, options.inline_compute_s
         stall_s = compute_s * decode.running / decode.max_running
         stalls = decode.running > 0 and compute_s > self._settings.itl_slo_s
-        drift_s = compute_s * (decode.queued_s + compute_s / 2) / slo_s + stall_s
+        work_s = self._priced(compute_s, decode.queued_s) + stall_s
         ttft_s = decode.queued_s + compute_s + decode.decode_step_s
         money = self._prices.of(decode.site, compute_s, 0)
-        return Forecast(Route.INLINE, ttft_s, money, drift_s, None, options.inline_missing_tokens, stalls)
+        return Forecast(Route.INLINE, ttft_s, money, work_s, None, options.inline_missing_tokens, stalls)
 
-    def _at(self, route: Route, option: Prefiller, options: Options, view: FleetView, slo_s: float) -> Forecast:
+    def _at(self, route: Route, option: Prefiller, options: Options, view: FleetView) -> Forecast:
         """On a prefill worker. A link is a resource with a backlog like any other; a local network is taken as free."""
         worker, decode = option.worker, options.decode
-        drift_s = option.compute_s * (worker.queued_s + option.compute_s / 2) / slo_s
+        price = far_price(view, worker, decode) if route is Route.REMOTE else 1.0
+        work_s = self._priced(option.compute_s, worker.queued_s, price)
         sent_bytes = 0
         if route is Route.REMOTE:
             link = view.links.get(Link(worker.site, decode.site))
             sent_bytes = options.kv_bytes
             behind_s = scorers.stream_s(link, 0)
             wire_s = scorers.stream_s(link, sent_bytes) - behind_s
-            drift_s += wire_s * (behind_s + wire_s / 2) / slo_s
+            work_s += wire_s * (behind_s + wire_s / 2) / self._settings.ttft_slo_s
         money = self._prices.of(worker.site, option.compute_s, sent_bytes)
-        return Forecast(route, option.cost_s + decode.decode_step_s, money, drift_s, option, option.missing_tokens)
+        return Forecast(route, option.cost_s + decode.decode_step_s, money, work_s, option, option.missing_tokens)
+
+
+def far_price(view: FleetView, far: WorkerView, decode: WorkerView) -> float:
+    """What a second of a far worker's time is worth in seconds of the decode site's: T_near(t) / T_far(t) at the planned
+    threshold t. 1 where a kind of worker has not been measured or the decode site has none that prefill."""
+    near_model = view.models.get(Kind(decode.site, Role.PD_PREFILL))
+    far_model = view.models.get(Kind(far.site, far.role))
+    if near_model is None or far_model is None or decode.site not in view.prefill:
+        return 1.0
+    tokens = max(1, view.tuning.threshold_tokens)
+    near_s, far_s = near_model.seconds(tokens), far_model.seconds(tokens)
+    return min(MAX_PRICE, max(1 / MAX_PRICE, near_s / far_s)) if near_s > 0 and far_s > 0 else 1.0
 
 
 def choose(forecasts: list[Forecast], options: Options, slo_s: float) -> Pick:

@@ -1,82 +1,50 @@
-"""The short loop: seconds-scale reactions to what links and queues do. Pure: observations and the time in, tuning out.
+"""The short loop: seconds-scale reactions to what links do. Pure: observations and the time in, tuning out.
 
-Two things are set ("Prefill-as-a-Service", arXiv:2604.15039, section 4; every number here is ours).
-
-Links, each by itself. A link is scarce when it is nearly full, backed up or losing packets, and folded when nothing
-comes through, transfers keep failing, or its backlog alone would miss the objective: then the decode sites serve alone.
-Entering a state needs the signal for `ENTER_S`; leaving it needs calm for longer, and a folded link is tried again
-after a hold that doubles with each relapse. Different thresholds in and out, and different times, keep it from flapping.
-
-The threshold. The paper's optimum equalises the utilisation of remote and local prefill, hence their backlogs. The loop
-moves log(t) in proportion to the difference of the two, measured in objectives; inside a dead band it drifts back to
-the planned value. The step is limited, so one burst cannot swing it.
+Queues need no loop: every decision sees them, and the threshold policy leans on them by itself. What a decision cannot see
+is how much a link carries and how much will be offered to it. So the loop keeps a judgement of each link (`link_health`),
+and solves for the smallest threshold at which the prompts of the last two minutes would have fitted through the links that are
+in use: the floor. It moves only where the answer differs from it by more than noise, up fast and down slowly, and where no
+link is short it is zero and the planned threshold stays in force as it is ("Prefill-as-a-Service", arXiv:2604.15039,
+section 4; every number here is ours).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from prfaas.types import LinkView
-from router.policy import scorers
+from prfaas.types import LinkView, SiteId
+from router.policy.link_health import LinkHealth, LinkState, Outcomes, Sighting
 from router.policy.view import Link, Tuning
 
-ENTER_S = 1.0  # a signal this old is believed
-CALM_S = 5.0  # calm this long ends scarcity
-FULL_SHARE, CALM_SHARE = 0.8, 0.6  # utilisation that is scarce, and that is calm again
-EGRESS_S = 5.0  # window of the mean egress
-BACKLOG_S, CALM_BACKLOG_S = 1.0, 0.25
-LOSSY, CALM_LOSS = 0.02, 0.01  # lost share of packets
-FAILURES = 3  # failed transfers without a success between them that fold a link at once
-FIRST_HOLD_S, MAX_HOLD_S = 2.0, 8.0  # the longest hold is how long a mended link may stay unused
-RELAPSE_S = 30.0  # folding again within this long doubles the hold
-GAIN_PER_S = 0.5  # change of log(t) per second and objective of backlog difference
-MAX_STEP_PER_S = 0.4  # t moves by at most half again per second
-DEAD_BAND = 0.2  # backlog differences below this share of the objective are noise
-RETURN_PER_S = 0.05  # share of the way back to the planned threshold per second of balance
-RANGE = 8.0  # t stays within [planned / RANGE, planned * RANGE]
-
-
-class LinkState(StrEnum):
-    OPEN = "open"
-    SCARCE = "scarce"
-    FOLDED = "folded"
+WINDOW_S = 120.0  # of arrivals that the floor is solved for
+MIN_WINDOW_S = 10.0  # a first arrival does not stand for a rate
+USED_SHARE = 0.85  # of what the links can carry: waits explode near one (arXiv:2608.14967)
+WAITING_S = 1.0  # seconds' worth of bytes that may wait on a link; single transfers make as much
+DRAIN_S = 10.0  # what waits beyond is worked off in about this long
+DEAD_BAND = 0.2  # of log(threshold): a floor this near the solution stays
+RISE_S, FALL_S = 1.0, 3.0  # time constants of the floor
 
 
 @dataclass(frozen=True, slots=True)
-class Outcomes:
-    """Transfers over one link since the last observation, and the bytes of those that landed."""
+class Arrival:
+    """A request that was decided on: its uncached tokens as the threshold counts them, and the bytes it would ship."""
 
-    landed: int = 0
-    failed: int = 0
-    sent_bytes: int = 0
+    at_s: float
+    uncached_tokens: int
+    kv_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was seen at one moment. Backlogs are mean seconds of queued prefill per worker; None where there is none."""
+    """What was seen at one moment. `arrivals` are those since the last; `silent` are sites no worker of which is alive."""
 
     links: Mapping[Link, LinkView]
     outcomes: Mapping[Link, Outcomes] = field(default_factory=dict)
-    remote_backlog_s: float | None = None
-    local_backlog_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Health:
-    state: LinkState = LinkState.OPEN
-    signal_s: float | None = None  # since when a worse state is indicated
-    calm_s: float | None = None  # since when a better one is
-    failures: int = 0  # in a row
-    folded_s: float = -math.inf  # when it was last folded
-    hold_s: float = FIRST_HOLD_S
-    egress_bytes_per_s: float = 0.0  # mean over the last EGRESS_S or so, as landed transfers show it
-
-    def utilisation(self, view: LinkView) -> float:
-        """Share of the link's capacity that is used; 0 where the capacity is unknown."""
-        return self.egress_bytes_per_s / view.capacity_bytes_per_s if view.capacity_bytes_per_s > 0 else 0.0
+    arrivals: Sequence[Arrival] = ()
+    silent: frozenset[SiteId] = frozenset()
 
 
 class ShortLoop:
@@ -85,12 +53,13 @@ class ShortLoop:
     def __init__(self, planned_tokens: int, slo_s: float) -> None:
         self._planned = planned_tokens
         self._slo_s = slo_s
-        self._log_factor = 0.0  # log of threshold / planned
+        self._floor = 0.0
         self._last_s: float | None = None
-        self._health: dict[Link, _Health] = {}
+        self._health: dict[Link, LinkHealth] = {}
+        self._arrivals: deque[Arrival] = deque(maxlen=4096)
 
     def plan(self, planned_tokens: int) -> None:
-        """Take a new planned threshold from the long loop; the present deviation from it is kept."""
+        """Take a new planned threshold from the long loop."""
         self._planned = planned_tokens
 
     @property
@@ -105,93 +74,54 @@ class ShortLoop:
         elapsed_s = 0.0 if self._last_s is None else max(0.0, now_s - self._last_s)
         self._last_s = now_s
         for link in {*seen.links, *seen.outcomes, *self._health}:
-            outcomes = seen.outcomes.get(link, Outcomes())
-            health = _count_egress(self._health.get(link, _Health()), outcomes.sent_bytes, elapsed_s)
-            self._health[link] = self._judge(health, seen.links.get(link), outcomes, now_s)
-        self._move(seen, elapsed_s)
+            sighting = Sighting(seen.links.get(link), seen.outcomes.get(link, Outcomes()), link.src not in seen.silent)
+            self._health[link] = self._health.get(link, LinkHealth()).after(sighting, now_s, self._slo_s)
+        self._remember(seen.arrivals, now_s)
+        if any(self._health[link].state is not LinkState.FOLDED for link in seen.links):
+            self._move(self._solve(seen.links, now_s), elapsed_s)
+        floor = round(self._floor)
         return Tuning(
-            threshold_tokens=round(self._planned * math.exp(self._log_factor)),
+            threshold_tokens=max(self._planned, floor),
             scarce=frozenset(link for link, h in self._health.items() if h.state is not LinkState.OPEN),
             folded=frozenset(link for link, h in self._health.items() if h.state is LinkState.FOLDED),
+            floor_tokens=floor,
         )
 
-    def _judge(self, health: _Health, view: LinkView | None, outcomes: Outcomes, now_s: float) -> _Health:
-        failures = 0 if outcomes.landed else health.failures + outcomes.failed
-        health = replace(health, failures=failures)
-        if health.state is LinkState.FOLDED:
-            return self._try_again(health, now_s)
-        if failures >= FAILURES:
-            return self._fold(health, now_s)
-        if view is None:
-            return replace(health, signal_s=None, calm_s=None)
-        if self._dead(view):
-            since_s = now_s if health.signal_s is None else health.signal_s
-            health = replace(health, signal_s=since_s, calm_s=None)
-            return self._fold(health, now_s) if now_s - since_s >= ENTER_S else health
-        return self._scarcity(health, view, now_s)
+    def _remember(self, arrivals: Sequence[Arrival], now_s: float) -> None:
+        self._arrivals.extend(arrivals)
+        while self._arrivals and self._arrivals[0].at_s < now_s - WINDOW_S:
+            self._arrivals.popleft()
 
-    def _scarcity(self, health: _Health, view: LinkView, now_s: float) -> _Health:
-        if health.state is LinkState.OPEN:
-            if not _strained(view, health.utilisation(view)):
-                return replace(health, signal_s=None)
-            since_s = now_s if health.signal_s is None else health.signal_s
-            if now_s - since_s >= ENTER_S:
-                return replace(health, state=LinkState.SCARCE, signal_s=None, calm_s=None)
-            return replace(health, signal_s=since_s)
-        if not _calm(view, health.utilisation(view)):
-            return replace(health, signal_s=None, calm_s=None)
-        since_s = now_s if health.calm_s is None else health.calm_s
-        if now_s - since_s >= CALM_S:
-            return replace(health, state=LinkState.OPEN, signal_s=None, calm_s=None)
-        return replace(health, signal_s=None, calm_s=since_s)
+    def _solve(self, links: Mapping[Link, LinkView], now_s: float) -> int:
+        """The smallest threshold whose longer prompts fit through the links in use; 0 where all do or nothing is known."""
+        budget = 0.0
+        for link, view in links.items():
+            health = self._health[link]
+            if health.state is LinkState.FOLDED:
+                continue
+            rate = health.rate(view)
+            if rate is None:
+                return 0
+            waiting = max(0.0, view.queued_bytes - rate * WAITING_S)
+            budget += max(0.0, rate * USED_SHARE - waiting / DRAIN_S)
+        if not self._arrivals:
+            return 0
+        left = budget * max(MIN_WINDOW_S, now_s - self._arrivals[0].at_s)
+        if sum(arrival.kv_bytes for arrival in self._arrivals) <= left:
+            return 0
+        for arrival in sorted(self._arrivals, key=lambda a: a.uncached_tokens, reverse=True):
+            left -= arrival.kv_bytes
+            if left < 0:
+                break
+        return arrival.uncached_tokens
 
-    def _dead(self, view: LinkView) -> bool:
-        """Bytes are waiting and would wait longer than the objective allows."""
-        return view.queued_bytes > 0 and view.active_transfers > 0 and scorers.backlog_s(view) > self._slo_s
-
-    def _fold(self, health: _Health, now_s: float) -> _Health:
-        relapse = now_s - health.folded_s <= health.hold_s + RELAPSE_S
-        hold_s = min(MAX_HOLD_S, health.hold_s * 2) if relapse else FIRST_HOLD_S
-        return replace(health, state=LinkState.FOLDED, signal_s=None, calm_s=None, failures=0, folded_s=now_s, hold_s=hold_s)
-
-    def _try_again(self, health: _Health, now_s: float) -> _Health:
-        """After the hold the link is tried, as a scarce one: only prompts that are long by the near caches alone."""
-        if now_s - health.folded_s < health.hold_s:
-            return health
-        return replace(health, state=LinkState.SCARCE, failures=0, signal_s=None, calm_s=None)
-
-    def _move(self, seen: Observation, elapsed_s: float) -> None:
-        """Move the threshold up when remote prefill is the more backed-up side, down when local is."""
-        if seen.remote_backlog_s is None or seen.local_backlog_s is None:
-            difference = 0.0
-        else:
-            wire_s = max((scorers.backlog_s(v) for link, v in seen.links.items() if self._usable(link)), default=0.0)
-            remote_s = max(seen.remote_backlog_s, min(wire_s, 2 * self._slo_s))
-            difference = (remote_s - seen.local_backlog_s) / self._slo_s
-        if abs(difference) <= DEAD_BAND:
-            self._log_factor *= max(0.0, 1 - RETURN_PER_S * elapsed_s)
+    def _move(self, target: int, elapsed_s: float) -> None:
+        """Towards the solution in log(t). Below the plan a floor changes nothing, so it starts and ends there."""
+        base = max(1.0, float(self._planned))
+        here, there = math.log(max(self._floor, base)), math.log(max(target, base))
+        difference = there - here
+        if there > math.log(base) and abs(difference) <= DEAD_BAND:
             return
-        limit = MAX_STEP_PER_S * elapsed_s
-        step = max(-limit, min(limit, GAIN_PER_S * difference * elapsed_s))
-        bound = math.log(RANGE)
-        self._log_factor = max(-bound, min(bound, self._log_factor + step))
-
-    def _usable(self, link: Link) -> bool:
-        return self._health.get(link, _Health()).state is not LinkState.FOLDED
-
-
-def _count_egress(health: _Health, sent_bytes: int, elapsed_s: float) -> _Health:
-    """Let the mean forget by the time that has passed and take in what was sent meanwhile."""
-    if elapsed_s <= 0:
-        return health
-    keep = math.exp(-elapsed_s / EGRESS_S)
-    rate = sent_bytes / elapsed_s
-    return replace(health, egress_bytes_per_s=health.egress_bytes_per_s * keep + rate * (1 - keep))
-
-
-def _strained(view: LinkView, utilisation: float) -> bool:
-    return utilisation >= FULL_SHARE or scorers.backlog_s(view) >= BACKLOG_S or view.loss_ratio >= LOSSY
-
-
-def _calm(view: LinkView, utilisation: float) -> bool:
-    return utilisation <= CALM_SHARE and scorers.backlog_s(view) <= CALM_BACKLOG_S and view.loss_ratio <= CALM_LOSS
+        share = 1 - math.exp(-elapsed_s / (RISE_S if difference > 0 else FALL_S))
+        moved = math.exp(here + difference * share)
+        self._floor = moved if moved > base * 1.01 else 0.0

@@ -5,17 +5,27 @@ cache is judged alone: l = l_total - l_pd. On a link with room the longest prefi
 max(l_prfaas, l_pd); if that is short and lies in the other site, its cache is copied across, which here means that
 the other site "prefills" it: it ships the cached prefix and computes the rest.
 
+The threshold in force leans on the queues of the moment: where the next prompt would wait longer at the other site than
+here, it is higher for this one prompt, and lower where it would wait longer here. At the paper's optimum both sides are
+equally loaded, so the lean is one there; it forgets nothing and remembers nothing, hence cannot wander; and it makes one
+pool of two where chance has filled one of them. It never goes below what the links can carry.
+
 Beyond the paper: very short suffixes are appended on the decode worker itself, as is a suffix whose prefix only that
 worker holds; and each branch names what happens where one kind of worker does not exist.
 """
 
 from __future__ import annotations
 
+import math
+
 from prfaas.config import PolicySettings
 from prfaas.types import Route
 from router.policy.decide import Pick, Rule, Verdict, conclude, force
 from router.policy.options import Options, survey
-from router.policy.view import FleetView, RequestView
+from router.policy.view import FleetView, RequestView, Tuning
+
+LEAN_SLOS = 0.5  # a difference of the waits of this many objectives moves the threshold by a factor of e
+MAX_LEAN = 8.0
 
 
 class ThresholdPolicy:
@@ -28,12 +38,24 @@ class ThresholdPolicy:
         """Raises NoWorkerAvailable when no decode worker can take the request."""
         options = survey(request, view, now_s, self._settings.max_candidates)
         threshold = view.tuning.threshold_tokens
+        if self._settings.adaptive:
+            threshold = lean(options, view.tuning, self._settings.ttft_slo_s)
         forced = self._settings.force_route
         if forced is not None:
             pick = force(Route(forced), options)
         else:
             pick = judge(options, request, threshold, self._settings.inline_tokens)
         return conclude(pick, options, threshold, self._settings.max_candidates)
+
+
+def lean(options: Options, tuning: Tuning, slo_s: float) -> int:
+    """The threshold for one prompt: moved towards the side with the shorter wait, within [t / MAX_LEAN, t * MAX_LEAN]."""
+    if not options.local or not options.remote:
+        return tuning.threshold_tokens
+    longer_s = options.remote[0].wait_s - options.local[0].wait_s
+    bound = math.log(MAX_LEAN)
+    factor = math.exp(max(-bound, min(bound, longer_s / (LEAN_SLOS * slo_s))))
+    return max(tuning.floor_tokens, round(tuning.threshold_tokens * factor))
 
 
 def judge(options: Options, request: RequestView, threshold: int, inline_tokens: int) -> Pick:

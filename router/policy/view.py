@@ -60,12 +60,14 @@ class WorkerView:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """What the short loop has set: the threshold in uncached tokens, links with no bandwidth to spare, and links that
-    are folded (nothing is sent over them until they are opened again)."""
+    """What the short loop has set: the threshold in uncached tokens, links with no bandwidth to spare, links that are
+    folded (nothing is sent over them until they are opened again), and the least threshold at which what arrives fits
+    through the rest (0: any)."""
 
     threshold_tokens: int
     scarce: frozenset[Link] = frozenset()
     folded: frozenset[Link] = frozenset()
+    floor_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

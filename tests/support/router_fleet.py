@@ -31,7 +31,7 @@ from prfaas.types import (
     WorkerId,
     WorkerInfo,
 )
-from router.fleet import cache_spec
+from router.facts import cache_spec
 from router.policy.view import FleetView, Link, RequestView, Tuning, WorkerView
 
 MODEL = "m"

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prfaas.clock import ManualClock
 from prfaas.types import WorkerId
 from router.ledger import NOTHING, Dispatch, Ledger
 
@@ -13,7 +14,7 @@ dispatches = st.builds(Dispatch, workers, workers, st.integers(0, 1000), st.inte
 
 @given(st.lists(st.tuples(dispatches, st.booleans())), st.randoms(use_true_random=False))
 def test_sums_follow_what_is_open_and_return_to_zero(entries: list[tuple[Dispatch, bool]], order: object) -> None:
-    ledger, waiting, computed = Ledger(), [], []
+    ledger, waiting, computed = Ledger(ManualClock()), [], []
     for dispatch, prefilled in entries:
         dispatch_id = ledger.open(dispatch)
         if prefilled:
@@ -34,8 +35,26 @@ def test_sums_follow_what_is_open_and_return_to_zero(entries: list[tuple[Dispatc
 
 
 def test_a_dispatch_ends_once() -> None:
-    ledger = Ledger()
+    ledger = Ledger(ManualClock())
     dispatch_id = ledger.open(Dispatch(WorkerId("a"), WorkerId("b"), 10, 1))
     ledger.close(dispatch_id)
     with pytest.raises(KeyError):
         ledger.close(dispatch_id)
+
+
+def test_what_the_first_prompt_has_had_counts_as_done() -> None:
+    clock = ManualClock()
+    ledger, worker = Ledger(clock), WorkerId("p")
+    assert ledger.queued_s(worker) == 0
+    first, second = (ledger.open(Dispatch(WorkerId("d"), worker, 100, 1, prefill_ms=ms)) for ms in (2000, 3000))
+    assert ledger.queued_s(worker) == 5
+    clock.advance(1.5)
+    assert ledger.queued_s(worker) == 3.5
+    clock.advance(10)
+    assert ledger.queued_s(worker) == 3, "no more than all of it"
+    ledger.prefilled(first)
+    assert ledger.queued_s(worker) == 3
+    clock.advance(1)
+    assert ledger.queued_s(worker) == 2
+    ledger.close(second)
+    assert ledger.queued_s(worker) == 0

@@ -13,8 +13,8 @@ from prfaas.errors import NoWorkerAvailable
 from prfaas.types import LinkView, Role, Route
 from router.policy.costs import Kind, PrefillModel
 from router.policy.decide import Rule, Verdict
-from router.policy.predictive import PredictivePolicy
-from router.policy.view import FleetView, Link, RequestView, WorkerView
+from router.policy.predictive import PredictivePolicy, far_price
+from router.policy.view import FleetView, Link, RequestView, Tuning, WorkerView
 from tests.support.router_fleet import FAR, PD, fleet_view, request_view, worker_view
 
 SLOW, FAST = PrefillModel(0.01, 2e-4, 0.0), PrefillModel(0.01, 0.5e-4, 0.0)
@@ -61,6 +61,33 @@ def test_load_moves_the_split_smoothly() -> None:
     assert len(set(shares)) > 2
     shares = [remote_share(local_s=s) for s in (0.0, 1.0, 4.0, 30.0)]
     assert shares == sorted(shares)
+
+
+def test_far_work_costs_what_it_saves_at_the_planned_threshold() -> None:
+    curved = replace(SLOW, per_pair_s=4e-8)
+    view = replace(world(), models={**MODELS, Kind(PD, Role.PD_PREFILL): curved})
+    far, decode = view.prefill[FAR][0], view.decode[0]
+
+    def price(threshold: int, view: FleetView = view) -> float:
+        return far_price(replace(view, tuning=Tuning(threshold)), far, decode)
+
+    assert price(8_000) == pytest.approx(curved.seconds(8_000) / FAST.seconds(8_000))
+    assert price(8_000) < price(64_000) <= 8.0
+    assert price(8_000, replace(view, models={})) == 1.0
+    alone = replace(view, prefill={FAR: view.prefill[FAR]})
+    assert price(8_000, alone) == 1.0
+
+
+def test_a_higher_threshold_keeps_more_prompts_near() -> None:
+    view = replace(world(), models={**MODELS, Kind(PD, Role.PD_PREFILL): replace(SLOW, per_pair_s=4e-8)})
+
+    def remote(threshold: int) -> list[int]:
+        tuned = replace(view, tuning=Tuning(threshold))
+        return [n for n in range(1_000, 100_000, 3_000) if route(request_view(n), tuned, ttft_slo_s=1e4) is Route.REMOTE]
+
+    low, high = remote(4_000), remote(40_000)
+    assert set(high) < set(low)
+    assert max(low) == max(high), "the longest gain most"
 
 
 def test_a_slow_or_backed_up_link_keeps_prompts_near() -> None:

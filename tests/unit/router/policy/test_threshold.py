@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,6 +80,36 @@ def test_without_a_local_prefill_worker_a_short_prompt_stalls_nobody() -> None:
 def test_reasons_carry_the_numbers() -> None:
     (reason,) = decide(request_view(500), fleet_view(D, LOCAL, REMOTE)).decision.reasons
     assert reason == "500 uncached tokens <= threshold 2048"
+
+
+def threshold(local_s: float = 0.0, remote_s: float = 0.0, floor: int = 0, **settings: object) -> int:
+    local = worker_view("p", Role.PD_PREFILL, queued_s=local_s)
+    remote = worker_view("r", Role.PREFILL, "far", queued_s=remote_s)
+    view = fleet_view(D, local, remote)
+    view = replace(view, tuning=replace(view.tuning, floor_tokens=floor))
+    return decide(request_view(500), view, ttft_slo_s=10.0, **settings).decision.threshold_tokens
+
+
+class TestLean:
+    def test_equal_waits_leave_the_planned_threshold(self) -> None:
+        assert threshold() == threshold(3.0, 3.0) == 2048
+
+    def test_the_threshold_leans_to_the_shorter_wait_and_no_further_than_a_factor_of_eight(self) -> None:
+        waits = (0.0, 1.0, 2.0, 5.0, 10.0, 1000.0)
+        up, down = [threshold(0.0, s) for s in waits], [threshold(s, 0.0) for s in waits]
+        assert up == sorted(up)
+        assert down == sorted(down, reverse=True)
+        assert (up[-1], down[-1]) == (2048 * 8, 2048 // 8)
+        assert up[3] == round(2048 * math.e), "half an objective is one factor of e"
+
+    def test_it_never_goes_below_what_the_links_carry(self) -> None:
+        assert threshold(1000.0, 0.0, floor=2000) == 2000
+
+    def test_a_static_threshold_does_not_lean(self) -> None:
+        assert threshold(1000.0, 0.0, adaptive=False) == 2048
+
+    def test_with_one_kind_of_prefill_worker_there_is_nothing_to_lean_on(self) -> None:
+        assert decide(request_view(500), fleet_view(D, LOCAL)).decision.threshold_tokens == 2048
 
 
 class TestForced:
