@@ -91,6 +91,7 @@ FALLBACKS = _counter("prfaas_fallback_total", R, "Rungs of the failure ladder le
 THRESHOLD_TOKENS = _gauge("prfaas_offload_threshold_tokens", R, "Uncached length above which prefill goes remote")
 ROUTER_OVERHEAD = _histogram("prfaas_router_overhead_seconds", R, "Router work per request", OVERHEAD_BUCKETS_S, "step")
 PLANNED_PREFILL = _gauge("prfaas_planned_prefill_workers", R, "Prefilling nodes that the planner would run in the decode site")
+CONVERSIONS = _counter("prfaas_node_conversions_total", R, "Changes of a node's role", "role", "outcome")  # done, failed
 KV_BYTES = _counter("prfaas_kv_bytes_total", R, "KV cache bytes that crossed a network for finished requests", "route")
 QUEUED = _gauge("prfaas_admission_queued", R, "Requests waiting at the router", "priority")  # high, normal, low
 LINK_STATE = _gauge("prfaas_link_state", R, "1 for the state a link is in", "src", "dst", "state")

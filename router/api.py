@@ -6,7 +6,17 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from prfaas.types import Decision, GenerationRequest, LinkView, PrefillReport, TokenOutput, Usage, WorkerInfo, WorkerLoad
+from prfaas.types import (
+    Decision,
+    GenerationRequest,
+    LinkView,
+    PrefillReport,
+    Role,
+    TokenOutput,
+    Usage,
+    WorkerInfo,
+    WorkerLoad,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +58,14 @@ class Pipeline(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MemberView:
-    """A worker as the router sees it now. `age_s` is the time since its last heartbeat."""
+    """A worker as the router sees it now. `age_s` is the time since its last heartbeat; `converting` is the role that
+    it is about to take."""
 
     info: WorkerInfo
     load: WorkerLoad
     age_s: float
     healthy: bool
+    converting: Role | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ class _Member:
     load: WorkerLoad
     seen_s: float
     suspect: bool = False
+    converting: Role | None = None  # the role it is about to take: it gets nothing new, and registers again in that role
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +278,13 @@ class Fleet:
             member.suspect = True
             self._changed(member)
 
+    def converting(self, worker_id: WorkerId, role: Role | None) -> None:
+        """A worker is about to take another role, or, with None, keeps the one it has."""
+        member = self._members.get(worker_id)
+        if member is not None:
+            member.converting = role
+            self._changed(member)
+
     def tune(self, tuning: Tuning) -> None:
         """Set the threshold and the state of the links for the decisions to come."""
         self._tuning = tuning
@@ -316,7 +324,7 @@ class Fleet:
             queued_s=max(load.waiting_prefill_tokens * self._per_token_s(member), self._ledger.queued_s(member.info.worker_id)),
             prefill_tokens_per_s=load.prefill_tokens_per_s,
             decode_step_s=load.decode_step_s,
-            draining=load.draining,
+            draining=load.draining or member.converting is not None,
             suspect=member.suspect,
         )
 
@@ -344,7 +352,7 @@ class Fleet:
     def status(self) -> FleetStatus:
         now_s = self._clock.now_s()
         members = tuple(
-            MemberView(x.info, x.load, age_s=now_s - x.seen_s, healthy=self._healthy(x, now_s)) for x in self._members.values()
+            MemberView(x.info, x.load, now_s - x.seen_s, self._healthy(x, now_s), x.converting) for x in self._members.values()
         )
         alive = {(x.info.site, x.info.role) for x in members if x.healthy}
         ready = any(role is Role.DECODE for _, role in alive)
@@ -367,7 +375,8 @@ class Fleet:
         return max(contexts, default=None)
 
     def _healthy(self, member: _Member, now_s: float) -> bool:
-        return not (member.suspect or member.load.draining) and now_s - member.seen_s <= self._member_timeout_s
+        out = member.suspect or member.load.draining or member.converting is not None
+        return not out and now_s - member.seen_s <= self._member_timeout_s
 
     def _count_workers(self, now_s: float) -> None:
         counts = dict.fromkeys(self._counted, 0)

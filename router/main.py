@@ -16,7 +16,7 @@ import uvicorn
 import uvloop
 
 from prfaas import rpc
-from prfaas.clock import MonotonicClock
+from prfaas.clock import Clock, MonotonicClock
 from prfaas.config import PolicySettings, RouterSettings
 from prfaas.errors import StartupError
 from prfaas.log import logger
@@ -24,11 +24,13 @@ from prfaas.metrics import Emitter, MetricSet
 from prfaas.pb import registry_pb2_grpc
 from prfaas.text import TextModel, load_text_model
 from router.clients import DecodeClients
+from router.converter import Converter, GrpcRoleControl
 from router.door import Door
 from router.fleet import Fleet
 from router.gateway.app import create_app
 from router.gateway.gate import Gate
 from router.pipeline import RoutedPipeline
+from router.policy.conversion import ConversionRule
 from router.policy.decide import Policy
 from router.policy.predictive import PredictivePolicy
 from router.policy.short_loop import ShortLoop
@@ -102,7 +104,7 @@ async def _serve(
     if settings.policy.adaptive:
         loop = ShortLoop(settings.policy.threshold_tokens, settings.policy.ttft_slo_s)
         tasks.append(asyncio.create_task(Tuner(fleet=fleet, loop=loop, metrics=metrics, clock=clock).run()))
-        tasks.append(asyncio.create_task(Replanner(fleet=fleet, loop=loop, metrics=metrics).run()))
+        tasks.append(asyncio.create_task(make_replanner(settings, fleet, loop, metrics, clock).run()))
     try:
         serving = asyncio.create_task(http.serve(sockets=[listener]))
         await _until(lambda: http.started or serving.done())
@@ -119,6 +121,21 @@ async def _serve(
         await clients.close()
         await registry.stop(grace=None)
         listener.close()
+
+
+def make_replanner(settings: RouterSettings, fleet: Fleet, loop: ShortLoop, metrics: MetricSet, clock: Clock) -> Replanner:
+    """The long loop; without a converter where the operator keeps the roles of nodes for himself."""
+    policy, converter = settings.policy, None
+    if policy.convert_nodes:
+        converter = Converter(
+            fleet=fleet,
+            control=GrpcRoleControl(settings.tls),
+            rule=ConversionRule(policy.convert_interval_s),
+            drain_s=policy.convert_drain_s,
+            metrics=metrics,
+            clock=clock,
+        )
+    return Replanner(fleet=fleet, loop=loop, metrics=metrics, period_s=policy.replan_s, converter=converter)
 
 
 def listen(host: str, port: int) -> socket.socket:

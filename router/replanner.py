@@ -1,7 +1,7 @@
-"""Runs the long loop: once a minute the planner solves again on what was measured, and the threshold follows.
+"""Runs the long loop: every minute or so the planner solves again on what was measured, and the threshold follows.
 
-Contains no policy. It recommends another split of the decode site's nodes and does not convert them: that takes workers
-out of service, which is the operator's or the pool's to order.
+Contains no policy. Where the operator allows it, a plan with another split of the decode site's nodes is handed on to the
+converter; otherwise it is only said.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from prfaas import metrics as m
 from prfaas.log import logger
 from prfaas.metrics import MetricSet
 from prfaas.types import Role, SiteId
+from router.converter import Converter
 from router.fleet import Fleet
 from router.policy import scorers
+from router.policy.conversion import direction
 from router.policy.costs import Kind
 from router.policy.long_loop import FarSite, NearSite, Observed, Replan, replan
 from router.policy.short_loop import ShortLoop
@@ -22,21 +24,29 @@ from router.policy.view import FleetView, Link, WorkerView
 
 _log = logger(__name__)
 
-PERIOD_S = 60.0
-
 
 class Replanner:
     """Owns the task; shares the short loop with the tuner, whose planned threshold it sets."""
 
-    def __init__(self, *, fleet: Fleet, loop: ShortLoop, metrics: MetricSet) -> None:
+    def __init__(
+        self, *, fleet: Fleet, loop: ShortLoop, metrics: MetricSet, period_s: float, converter: Converter | None = None
+    ) -> None:
+        """converter: what carries out other splits; None leaves every node as it is."""
         self._fleet = fleet
         self._loop = loop
+        self._period_s = period_s
+        self._converter = converter
         self._metrics = metrics
 
+    @property
+    def converts(self) -> bool:
+        """Whether plans change the roles of nodes, or only say what would serve more."""
+        return self._converter is not None
+
     async def run(self) -> None:
-        """Plan again every minute until cancelled. Solving runs on a thread: it takes tens of milliseconds."""
+        """Plan again every period until cancelled. Solving runs on a thread: it takes tens of milliseconds."""
         while True:
-            await asyncio.sleep(PERIOD_S)
+            await asyncio.sleep(self._period_s)
             try:
                 await self.round()
             except Exception:  # noqa: BLE001 -- the loop must outlive one bad round
@@ -47,16 +57,21 @@ class Replanner:
         inputs = measure(self._fleet)
         if inputs is None:
             return None
-        plan = await asyncio.to_thread(replan, *inputs, self._loop.planned_tokens)
+        far, near, seen = inputs
+        plan = await asyncio.to_thread(replan, far, near, seen, self._loop.planned_tokens)
         if plan is None:
             return None
         self._metrics.set(m.PLANNED_PREFILL, plan.best.num_prefill)
         if plan.change_threshold:
             _log.info("planned threshold %d -> %d tokens", self._loop.planned_tokens, plan.threshold_tokens)
             self._loop.plan(plan.threshold_tokens)
+        wanted = None
         if plan.change_split:
             split = plan.best.num_prefill, plan.best.num_decode
-            _log.warning("%d prefilling and %d decoding nodes would serve %.0f %% more", *split, plan.split_gain * 100)
+            _log.info("%d prefilling and %d decoding nodes would serve %.0f %% more", *split, plan.split_gain * 100)
+            wanted = direction(near.num_prefill, plan.best.num_prefill)
+        if self._converter is not None:
+            await self._converter.consider(SiteId(near.name), wanted)
         return plan
 
 

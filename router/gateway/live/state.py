@@ -44,7 +44,7 @@ def _worker(member: MemberView) -> dict[str, Any]:
         "id": info.worker_id,
         "role": info.role,
         "device": info.device,
-        "state": "gone" if not member.healthy else "draining" if load.draining else "healthy",
+        "state": _state(member),
         "age_s": member.age_s,
         "running": load.running,
         "max_running": info.max_running,
@@ -54,6 +54,12 @@ def _worker(member: MemberView) -> dict[str, Any]:
         "blocks": {"used": used, "cached": load.cached_blocks, "free": load.free_blocks},
         "prefill_tokens_per_s": load.prefill_tokens_per_s,
     }
+
+
+def _state(member: MemberView) -> str:
+    if member.converting is not None:
+        return "converting"
+    return "healthy" if member.healthy else "draining" if member.load.draining else "gone"
 
 
 def _link(link: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def build(decode_step_s: float = 0.025) -> tuple[Fleet, Replanner, ShortLoop, Me
     for info in workers:
         fleet.register(info)
         fleet.heartbeat(info.worker_id, "1", WorkerLoad(decode_step_s=decode_step_s), (), ())
-    return fleet, Replanner(fleet=fleet, loop=loop, metrics=metrics), loop, metrics
+    return fleet, Replanner(fleet=fleet, loop=loop, metrics=metrics, period_s=60.0), loop, metrics
 
 
 def teach(fleet: Fleet, worker: str, per_token_s: float) -> None:
