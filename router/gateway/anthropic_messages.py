@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from prfaas.errors import PrfaasError
 from prfaas.types import FinishReason
+from router.gateway import not_applied
 from router.gateway.anthropic_ask import count_ask, messages_ask
 from router.gateway.anthropic_schema import CountRequest, MessagesRequest
 from router.gateway.body import BodyRoute
@@ -45,7 +46,7 @@ def anthropic_routes(core: GatewayCore) -> APIRouter:
     async def create_message(body: MessagesRequest, request: Request) -> Response:
         visit = visit_of(request)
         run = await start_chat(core, messages_ask(core, body), visit, new_id("msg").replace("-", "_"))
-        reply = _Message(run, wants_report(request, body.prfaas_report))
+        reply = _Message(run, not_applied.of_messages(body), wants_report(request, body.prfaas_report))
         limit_s = run.generation.request.deadline_s
         if not body.stream:
             return JsonReply(reply.document, limit_s=limit_s)
@@ -108,8 +109,9 @@ class _Blocks:
 class _Message:
     """One response."""
 
-    def __init__(self, run: ChatRun, with_report: bool) -> None:
+    def __init__(self, run: ChatRun, headers: Mapping[str, str], with_report: bool) -> None:
         self._run = run
+        self._headers = headers
         self._with_report = with_report
         self._blocks = _Blocks()
 
@@ -122,7 +124,7 @@ class _Message:
         async with aclosing(self._run.run()) as events:
             async for item in events:
                 if isinstance(item, Routed):
-                    headers = route_header(item.decision)
+                    headers = {**self._headers, **route_header(item.decision)}
                     continue
                 for piece in item.pieces:
                     for found in self._blocks.add(piece):
@@ -140,7 +142,7 @@ class _Message:
         async with aclosing(self._run.run()) as events:
             async for item in events:
                 if isinstance(item, Routed):
-                    sink.open(route_header(item.decision))
+                    sink.open({**self._headers, **route_header(item.decision)})
                     continue
                 found: list[Event] = [] if started else [self._start(), {"type": "ping"}]
                 started = True

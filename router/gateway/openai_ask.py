@@ -20,21 +20,19 @@ from router.gateway.openai_schema import (
     ResponseFormat,
     StructuredOutputs,
 )
-from router.gateway.sampling import sampling_params
+from router.gateway.sampling import check_stream_options, sampling_params
 from router.gateway.thinking import Thinking
 from router.gateway.tools import Tool, ToolMode, ToolUse
 
 TIER_PRIORITIES = {"auto": 0, "default": 0, "flex": 100, "priority": -100}
-HINTS = ("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier")
 _REPLACED = {"functions": "use tools instead", "function_call": "use tool_choice instead"}
 
 
 def chat_ask(core: GatewayCore, body: ChatRequest) -> ChatAsk:
     """Raises InvalidRequest and UnsupportedParameter."""
     _refuse_unsupported(body)
+    _refuse_alone(body)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    if body.top_logprobs is not None and not body.logprobs:
-        raise InvalidRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
     sampling = sampling_params(
         core, body, max_tokens=None, n=body.n or 1, logprobs=logprobs, grammar=output_grammar(core, body)
     )
@@ -54,12 +52,6 @@ def chat_ask(core: GatewayCore, body: ChatRequest) -> ChatAsk:
     )
 
 
-def not_applied(body: ChatRequest) -> dict[str, str]:
-    """The header that names accepted hints which have no effect here; empty if there are none."""
-    named = [hint for hint in HINTS if hint in body.model_fields_set]
-    return {"x-prfaas-not-applied": ", ".join(named)} if named else {}
-
-
 def _refuse_unsupported(body: ChatRequest) -> None:
     for name, advice in _REPLACED.items():
         if name in body.model_fields_set:
@@ -74,6 +66,15 @@ def _refuse_unsupported(body: ChatRequest) -> None:
         refused.append("verbosity")
     if refused:
         raise UnsupportedParameter(f"this value of {refused[0]} is not supported; leave it out", param=refused[0])
+
+
+def _refuse_alone(body: ChatRequest) -> None:
+    """Fields that say nothing without another one: OpenAI refuses them too."""
+    check_stream_options(body)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
+    if body.parallel_tool_calls is not None and not body.tools:
+        raise InvalidRequest("parallel_tool_calls needs tools", param="parallel_tool_calls")
 
 
 def output_grammar(core: GatewayCore, body: ChatRequest) -> Grammar | None:

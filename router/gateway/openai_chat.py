@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from prfaas.clock import unix_time_s
 from prfaas.types import TokenOutput
+from router.gateway import not_applied
 from router.gateway.body import BodyRoute
 from router.gateway.chat import ChatDelta, ChatRun, start_chat
 from router.gateway.core import GatewayCore
@@ -18,7 +19,7 @@ from router.gateway.documents import ChatCompletion, answers
 from router.gateway.facts import report, route_header, wants_report
 from router.gateway.generation import Routed
 from router.gateway.logprobs import chat_logprobs
-from router.gateway.openai_ask import chat_ask, not_applied
+from router.gateway.openai_ask import chat_ask
 from router.gateway.openai_schema import ChatRequest
 from router.gateway.openai_wire import chat_finish_reason, late_error, token_ids, usage_in, usage_object
 from router.gateway.parsers.api import CallArguments, CallStart, Piece, ReasoningPiece, TextPiece
@@ -87,6 +88,7 @@ class _ChatCompletion:
         self._body = body
         self._with_report = with_report
         self._usage_in = usage_in(body.stream_options, with_report=with_report)
+        self._not_applied = not_applied.of_chat(body, core.text.template_source)
         self._started: set[int] = set()
         request = run.generation.request
         self._head: dict[str, Any] = {"id": request.request_id, "created": int(unix_time_s()), "model": request.model}
@@ -95,7 +97,7 @@ class _ChatCompletion:
 
     async def document(self) -> tuple[dict[str, Any], Mapping[str, str]]:
         """Collect all samples into a `chat.completion`."""
-        headers = not_applied(self._body)
+        headers = dict(self._not_applied)
         messages = [_Message() for _ in range(self._run.generation.request.sampling.n)]
         async with aclosing(self._run.run()) as events:
             async for event in events:
@@ -130,7 +132,7 @@ class _ChatCompletion:
         async with aclosing(self._run.run()) as events:
             async for event in events:
                 if isinstance(event, Routed):
-                    sink.open({**not_applied(self._body), **route_header(event.decision)})
+                    sink.open({**self._not_applied, **route_header(event.decision)})
                 else:
                     await sink.send(self._chunks(event))
         if self._usage_in.last:

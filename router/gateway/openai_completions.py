@@ -25,7 +25,7 @@ from router.gateway.openai_wire import finish_reason, late_error, token_ids, usa
 from router.gateway.prompt import generation_request, new_id
 from router.gateway.reply import EventSink, JsonReply, StreamReply
 from router.gateway.sample import Delta, Ending
-from router.gateway.sampling import sampling_params
+from router.gateway.sampling import check_stream_options, sampling_params
 from router.gateway.sse import DONE, data
 from router.gateway.timing import Stopwatch
 from router.gateway.visit import Visit, visit_of
@@ -59,6 +59,7 @@ async def _prepare(core: GatewayCore, body: CompletionRequest, visit: Visit) -> 
     """One generation per prompt; everything that can be refused is refused here."""
     limits = core.settings.limits
     check_model(core, body.model)
+    check_stream_options(body)
     stops = stop_strings(body.stop, limits.max_stop_strings)
     prompts = _prompts(body.prompt)
     n = body.n or 1

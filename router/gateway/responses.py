@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from prfaas.clock import unix_time_s
 from prfaas.errors import PrfaasError
 from prfaas.types import FinishReason
+from router.gateway import not_applied
 from router.gateway.body import Body, BodyRoute
 from router.gateway.chat import ChatAsk, ChatDelta, ChatRun, start_chat
 from router.gateway.core import GatewayCore
@@ -24,7 +25,7 @@ from router.gateway.parsers.api import TextPiece
 from router.gateway.problem import problem_of
 from router.gateway.prompt import new_id
 from router.gateway.reply import EventSink, JsonReply, StreamReply
-from router.gateway.responses_ask import HINTS, responses_ask
+from router.gateway.responses_ask import responses_ask
 from router.gateway.responses_items import OutputItems, output_message
 from router.gateway.responses_schema import ResponsesRequest
 from router.gateway.responses_store import ResponseStore, StoredResponse
@@ -139,8 +140,7 @@ class _Response:
             yield from self._output.close(self._status)
 
     def _headers(self, routed: Routed) -> dict[str, str]:
-        hints = [hint for hint in HINTS if hint in self._body.model_fields_set]
-        return {**route_header(routed.decision), **({"x-prfaas-not-applied": ", ".join(hints)} if hints else {})}
+        return {**route_header(routed.decision), **not_applied.of_responses(self._body)}
 
     def _keep(self) -> dict[str, Any]:
         document = self._document()

@@ -26,8 +26,6 @@ from router.gateway.responses_schema import (
 from router.gateway.thinking import Thinking
 from router.gateway.tools import Tool, ToolMode, ToolUse
 
-HINTS = ("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier")
-
 
 def responses_ask(core: GatewayCore, body: ResponsesRequest, earlier: Sequence[dict[str, Any]], tenant: str) -> ChatAsk:
     """`earlier`: the conversation of the previous response; its instructions are not carried over, as OpenAI has it.

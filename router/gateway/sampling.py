@@ -54,5 +54,11 @@ def sampling_params(
     )
 
 
+def check_stream_options(body: SamplingFields) -> None:
+    """Raises InvalidRequest for options of a stream that is not wanted."""
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
+
+
 def _or(value: float | None, default: float) -> float:
     return default if value is None else value
