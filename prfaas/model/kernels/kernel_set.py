@@ -24,15 +24,16 @@ class DeltaRun:
 
 @dataclass(frozen=True, slots=True)
 class PagedAttention:
-    """Causal attention of a step's rows over a cache that already holds their own entries.
+    """Causal attention of a step's rows, whose own entries are written into the cache first.
 
-    query: [T, Hq, d]; key: [T, Hkv, d] and value: [T, Hkv, dv] of the same rows; keys, values: the cache, [num_blocks,
+    query: [T, Hq, d] and key: [T, Hkv, d] before `rotation`; value: [T, Hkv, dv]; keys, values: the cache, [num_blocks,
     block_tokens, Hkv, d or dv]. A row sees the last `window_tokens` positions, itself included.
     """
 
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
+    rotation: Rotation
     keys: torch.Tensor
     values: torch.Tensor
     access: PagedAccess
@@ -61,12 +62,8 @@ class Kernels(Protocol):
         """x + more, and `rms_norm` of it. x, more: [T, d]."""
         ...
 
-    def silu_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """[T, 2d] to silu(first half) * second half, [T, d]."""
-        ...
-
-    def rotate(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-        """x: [T, H, d], see `Rotation`."""
+    def gated_mlp(self, x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+        """down(silu(gate(x)) * up(x)). x: [T, in]; gate_up: [2 * inner, in], gate rows first; down: [out, inner]."""
         ...
 
     def store(self, fresh: torch.Tensor, paged: torch.Tensor, access: PagedAccess) -> None:

@@ -10,7 +10,6 @@ from prfaas.model.kernels.delta_rule import DeltaRows
 from prfaas.model.kernels.kernel_set import DeltaRun, PagedAttention
 from prfaas.model.kernels.native_library import EntryPoint, NativeLibrary
 from prfaas.model.kernels.torch_kernels import TorchKernels
-from prfaas.model.layers.rope import Rotation
 from prfaas.model.step import PagedAccess
 
 
@@ -73,32 +72,14 @@ class NativeKernels:
         )
         return total, normed
 
-    def silu_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
-        if not _packed(gate_up):
-            return self._torch.silu_gate(gate_up)
-        rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-        out = torch.empty(rows, width, dtype=torch.bfloat16)
-        self._library.silu_gate(self._pool, gate_up.data_ptr(), out.data_ptr(), rows, width)
-        return out
-
-    def rotate(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-        rows, heads, dim = x.shape
-        if rotation.interleaved or x.dtype != torch.bfloat16 or x.stride()[1:] != (dim, 1):
-            return self._torch.rotate(x, rotation)
-        out = torch.empty(rows, heads, dim, dtype=torch.bfloat16)
-        cos, sin = rotation.cos, rotation.sin
-        self._library.rotate(
-            self._pool,
-            x.data_ptr(),
-            x.stride(0),
-            cos.data_ptr(),
-            sin.data_ptr(),
-            out.data_ptr(),
-            rows,
-            heads,
-            cos.shape[-1],
-            dim,
-        )
+    def gated_mlp(self, x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+        rows, hidden = x.shape
+        if down.shape[0] != hidden or not (_rows(x) and _packed(gate_up) and _packed(down)):
+            return self._torch.gated_mlp(x, gate_up, down)
+        out = torch.empty(rows, hidden, dtype=torch.bfloat16)
+        weights = gate_up.data_ptr(), down.data_ptr()
+        stride, inner = x.stride(0), down.shape[1]
+        self._library.gated_mlp(self._pool, x.data_ptr(), stride, *weights, out.data_ptr(), rows, hidden, inner)
         return out
 
     def store(self, fresh: torch.Tensor, paged: torch.Tensor, access: PagedAccess) -> None:
@@ -111,14 +92,37 @@ class NativeKernels:
         self._library.store(fresh.data_ptr(), stride, access.write_slots.data_ptr(), paged.data_ptr(), fresh.shape[0], width)
 
     def attend(self, call: PagedAttention) -> torch.Tensor:
-        query, keys, values = call.query, call.keys, call.values
+        if not _is_plain(call):
+            return self._torch.attend(call)
+        query, key, value, rotation, keys, values = call.query, call.key, call.value, call.rotation, call.keys, call.values
         rows, heads, dim = query.shape
         kv_heads, width = values.shape[2:]
-        seen = call.access.write_rows is None  # every row's own entry is in the cache
-        if not seen or dim % 2 or query.stride()[1:] != (dim, 1) or not (_packed(keys) and _packed(values) and _rows(query)):
-            return self._torch.attend(call)
         out = torch.empty(rows, heads, width, dtype=torch.bfloat16)
-        self._attend(query, keys, values, call.access, out, kv_heads, call.window_tokens or 0, call.scale)
+        self._library.attend(
+            self._pool,
+            query.data_ptr(),
+            query.stride(0),
+            key.data_ptr(),
+            key.stride(0),
+            value.data_ptr(),
+            value.stride(0),
+            rotation.cos.data_ptr(),
+            rotation.sin.data_ptr(),
+            rotation.cos.shape[-1],
+            call.access.write_slots.data_ptr(),
+            rows,
+            keys.data_ptr(),
+            values.data_ptr(),
+            *_paged(call.access),
+            out.data_ptr(),
+            kv_heads,
+            heads // kv_heads,
+            dim,
+            width,
+            keys.shape[1],
+            call.window_tokens or 0,
+            call.scale,
+        )
         return out
 
     def attend_latent(
@@ -128,42 +132,19 @@ class NativeKernels:
         if dim % 2 or not (_packed(query) and _packed(latents)):
             return self._torch.attend_latent(query, latents, access, scale, value_width)
         out = torch.empty(rows, heads, value_width, dtype=torch.bfloat16)
-        self._attend(query, latents, latents, access, out, 1, 0, scale)
-        return out
-
-    def _attend(
-        self,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        access: PagedAccess,
-        out: torch.Tensor,
-        kv_heads: int,
-        window: int,
-        scale: float,
-    ) -> None:
-        table, runs = access.table, access.runs
-        self._library.attend(
+        self._library.attend_latent(
             self._pool,
             query.data_ptr(),
-            query.stride(0),
-            keys.data_ptr(),
-            keys.stride(1),
-            values.data_ptr(),
-            values.stride(1),
-            table.data_ptr(),
-            table.shape[1],
-            runs.data_ptr(),
-            runs.shape[0],
+            latents.data_ptr(),
+            *_paged(access),
             out.data_ptr(),
-            kv_heads,
-            query.shape[1] // kv_heads,
-            query.shape[2],
-            out.shape[2],
-            keys.shape[1],
-            window,
+            heads,
+            dim,
+            value_width,
+            latents.shape[1],
             scale,
         )
+        return out
 
     def delta(self, rows: DeltaRows, states: torch.Tensor, runs: Sequence[DeltaRun]) -> torch.Tensor:
         if not states.is_contiguous():
@@ -191,3 +172,18 @@ def _rows(x: torch.Tensor) -> bool:
 
 def _packed(x: torch.Tensor) -> bool:
     return x.dtype == torch.bfloat16 and x.is_contiguous()
+
+
+def _is_plain(call: PagedAttention) -> bool:
+    """bfloat16 with contiguous rows of heads, half-split angles, and every row's own entry in the cache."""
+    dim, width = call.query.shape[2], call.value.shape[2]
+    heads = call.query.stride()[1:] == call.key.stride()[1:] == (dim, 1) and call.value.stride()[1:] == (width, 1)
+    cached = call.access.write_rows is None and call.keys.is_contiguous() and call.values.is_contiguous()
+    tensors = (call.query, call.key, call.value, call.keys, call.values, call.rotation.cos)
+    return heads and cached and not (dim % 2 or call.rotation.interleaved) and all(x.dtype == torch.bfloat16 for x in tensors)
+
+
+def _paged(access: PagedAccess) -> tuple[int, int, int, int]:
+    """Block tables and runs, as addresses and sizes."""
+    table, runs = access.table, access.runs
+    return table.data_ptr(), table.shape[1], runs.data_ptr(), runs.shape[0]

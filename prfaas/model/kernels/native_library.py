@@ -41,10 +41,12 @@ class NativeLibrary:
         self.linear = bind("linear", _P, _P, _I, _P, _P, _P, _I, _I, _I)
         self.linear_float = bind("linear_float", _P, _P, _I, _P, _P, _P, _I, _I, _I)
         self.norm = bind("norm", _P, _P, _P, _P, _P, _P, _I, _I, _F)
-        self.silu_gate = bind("silu_gate", _P, _P, _P, _I, _I)
-        self.rotate = bind("rotate", _P, _P, _I, _P, _P, _P, _I, _I, _I, _I)
+        self.gated_mlp = bind("gated_mlp", _P, _P, _I, _P, _P, _P, _I, _I, _I)
         self.store = bind("store", _P, _I, _P, _P, _I, _I)
-        self.attend = bind("attend", *(_P, _P, _I, _P, _I, _P, _I, _P, _I, _P, _I, _P), *(_I,) * 6, _F)
+        rotated = (_P, _I, _P, _I, _P, _I, _P, _P, _I, _P, _I)  # queries, keys, values, angles and slots of the rows
+        paged = (_P, _I, _P, _I, _P)  # tables, runs and results
+        self.attend = bind("attend", _P, *rotated, _P, _P, *paged, *(_I,) * 6, _F)
+        self.attend_latent = bind("attend_latent", _P, _P, _P, *paged, *(_I,) * 4, _F)
         self.delta = bind("delta", *(_P,) * 9, *(_I,) * 5)
 
 

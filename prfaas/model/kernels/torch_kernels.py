@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from prfaas.model.kernels.attention import attend_decode, attend_latent, attend_prefill
 from prfaas.model.kernels.delta_rule import DeltaRows, delta_chunks, delta_step
 from prfaas.model.kernels.kernel_set import DeltaRun, PagedAttention
-from prfaas.model.layers.rope import Rotation
 from prfaas.model.step import DecodeBatch, PagedAccess
 
 
@@ -34,19 +33,18 @@ class TorchKernels:
         total = x + more
         return total, self.rms_norm(total, weight, eps)
 
-    def silu_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up
-
-    def rotate(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-        return rotation(x)
+    def gated_mlp(self, x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+        gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, down)
 
     def store(self, fresh: torch.Tensor, paged: torch.Tensor, access: PagedAccess) -> None:
         chosen = fresh if access.write_rows is None else fresh.index_select(0, access.write_rows)
         paged.flatten(0, 1).index_copy_(0, access.write_slots, chosen.to(paged.dtype))
 
     def attend(self, call: PagedAttention) -> torch.Tensor:
-        query, access = call.query, call.access
+        query, key, access = call.rotation(call.query), call.rotation(call.key), call.access
+        self.store(key, call.keys, access)
+        self.store(call.value, call.values, access)
         if len(access.decodes) == 1 and not access.prefills:
             return _attend_batch(call, access.decodes[0], query)
         mixed = query.new_empty(*query.shape[:2], call.value.shape[-1])
@@ -55,7 +53,7 @@ class TorchKernels:
         for span in access.prefills:
             rows = slice(span.start, span.stop)
             past = span.read_past(call.keys), span.read_past(call.values)
-            own = call.key[rows], call.value[rows]
+            own = key[rows], call.value[rows]
             mixed[rows] = attend_prefill(query[rows], *own, *past, call.scale, call.window_tokens)
         return mixed
 

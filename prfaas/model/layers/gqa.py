@@ -43,40 +43,24 @@ class GroupedQueryAttention:
 
     def __call__(self, x: torch.Tensor, step: StepContext, cache: LayerCache) -> torch.Tensor:
         """x: [T, hidden] to [T, hidden]."""
-        query, key, value, gate = self._project(x, step)
+        query, key, value, gate = self._project(x)
         access = step.paged[self.group]
-        self.kernels.store(key, cache["k"], access)
-        self.kernels.store(value, cache["v"], access)
-        call = PagedAttention(query, key, value, cache["k"], cache["v"], access, self.scale, self.window_tokens)
+        rotation = step.rotations[self.rope]
+        call = PagedAttention(query, key, value, rotation, cache["k"], cache["v"], access, self.scale, self.window_tokens)
         mixed = self.kernels.attend(call).flatten(1)
         return self.out(mixed if gate is None else mixed * gate.sigmoid())
 
-    def _project(
-        self, x: torch.Tensor, step: StepContext
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Queries [T, Hq, d], keys and values [T, Hkv, d], and the gate [T, Hq * d] where there is one."""
         shape, gate = self.heads, None
-        query_width = shape.num_heads * shape.head_dim * (2 if self.gated else 1)
-        kv_width = shape.num_kv_heads * shape.head_dim
-        rotation = step.rotations[self.rope]
-        fused = self.qkv(x)
-        if self.q_norm is None and self.k_norm is None and not self.gated:
-            heads = fused.view(fused.shape[0], -1, shape.head_dim)
-            turned = shape.num_heads + shape.num_kv_heads
-            rotated = self.kernels.rotate(heads[:, :turned], rotation)
-            return rotated[:, : shape.num_heads], rotated[:, shape.num_heads :], heads[:, turned:], None
-        wide, key, value = (
-            torch.unflatten(part, 1, (heads, -1))
-            for part, heads in zip(
-                fused.split_with_sizes((query_width, kv_width, kv_width), dim=1),
-                (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads),
-                strict=True,
-            )
-        )
-        query = wide[..., : shape.head_dim]
+        kv_heads = shape.num_kv_heads
+        parts = (shape.num_heads * (2 if self.gated else 1), kv_heads, kv_heads)
+        query, key, value = self.qkv(x).view(x.shape[0], -1, shape.head_dim).split_with_sizes(parts, dim=1)
         if self.gated:
-            gate = wide[..., shape.head_dim :].flatten(1)
+            query, opening = torch.unflatten(query, 1, (shape.num_heads, 2)).unbind(2)
+            gate = opening.flatten(1)
         if self.q_norm is not None:
             query = self.q_norm(query)
         if self.k_norm is not None:
             key = self.k_norm(key)
-        return self.kernels.rotate(query, rotation), self.kernels.rotate(key, rotation), value, gate
+        return query, key, value, gate

@@ -28,10 +28,9 @@ class GatedMlp:
     activation: Activation = Activation.SILU
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        both = self.gate_up(x)
         if self.activation is Activation.SILU:
-            return self.down(self.gate_up.kernels.silu_gate(both))
-        gate, up = both.chunk(2, dim=-1)
+            return self.gate_up.kernels.gated_mlp(x, self.gate_up.weight, self.down.weight)
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.gelu(gate, approximate="tanh") * up)
 
 

@@ -72,25 +72,20 @@ def test_other_dtypes_go_to_torch(native: Kernels) -> None:
 
 @pytest.mark.parametrize("rows", [5, 150])
 @pytest.mark.parametrize("width", [16, 576, 100])
-def test_norm_and_gate(native: Kernels, rows: int, width: int) -> None:
+def test_norm(native: Kernels, rows: int, width: int) -> None:
     x, weight = randn(rows, width), randn(width, seed=1, dtype=torch.float32)
     assert close(native.rms_norm(x, weight, 1e-5), TORCH.rms_norm(x, weight, 1e-5))
     more = randn(rows, width, seed=4)
     for ours, wanted in zip(native.add_norm(x, more, weight, 1e-5), TORCH.add_norm(x, more, weight, 1e-5), strict=True):
         assert close(ours, wanted)
-    both = randn(rows, 2 * width, seed=2) * 30  # far into both tails of the sigmoid
-    assert close(native.silu_gate(both), TORCH.silu_gate(both.float()))
     heads = randn(3, 4, width, seed=3)
     assert close(native.rms_norm(heads, weight, 1e-5), TORCH.rms_norm(heads, weight, 1e-5))
 
 
-@pytest.mark.parametrize(("rows", "heads", "dim", "turned"), [(1, 4, 64, 64), (90, 3, 20, 12), (400, 2, 72, 66)])
-def test_rotate(native: Kernels, rows: int, heads: int, dim: int, turned: int) -> None:
-    frequencies = torch.rand(turned // 2, generator=torch.Generator().manual_seed(1))
-    x = randn(rows, heads + 2, dim)[:, :heads]
-    for interleaved in (False, True):
-        rotation = Rope(frequencies, interleaved).rotation(torch.arange(rows) + 7, torch.bfloat16)
-        assert close(native.rotate(x, rotation), TORCH.rotate(x.float(), rotation))
+@pytest.mark.parametrize(("rows", "hidden", "inner"), [(1, 576, 1536), (5, 50, 26), (70, 100, 72)])
+def test_gated_mlp(native: Kernels, rows: int, hidden: int, inner: int) -> None:
+    x, gate_up, down = randn(rows, hidden), randn(2 * inner, hidden, seed=1), randn(hidden, inner, seed=2)
+    assert close(native.gated_mlp(x, gate_up, down), TORCH.gated_mlp(x.float(), gate_up.float(), down.float()))
 
 
 SIZE = 16
@@ -129,28 +124,45 @@ def test_attend(native: Kernels, mix: str, window: int | None, kv_heads: int, gr
     paged = plan_access(MIXES[mix], FULL if window is None else replace(WINDOW, window_tokens=window))
     rows = int(paged.runs[:, 1].sum())
     keys, values = randn(64, SIZE, kv_heads, dim), randn(64, SIZE, kv_heads, width, seed=1)
-    query, key, value = (
-        randn(rows, *shape, seed=s) for s, shape in enumerate(((kv_heads * group, dim), keys.shape[2:], values.shape[2:]), 2)
+    both, value = randn(rows, kv_heads * (group + 1), dim, seed=2), randn(rows, kv_heads, width, seed=3)
+    query, key = both.split_with_sizes((kv_heads * group, kv_heads), dim=1)
+    turned = 2 * (dim // 3)  # channels that are not a multiple of anything
+    positions = torch.cat([torch.arange(s.context_tokens, s.end_tokens) for s in paged.segments])
+    rope = Rope(torch.rand(turned // 2, generator=torch.Generator().manual_seed(1)))
+    call = PagedAttention(query, key, value, rope.rotation(positions, torch.bfloat16), keys, values, paged, dim**-0.5, window)
+    exact = PagedAttention(
+        query.float(),
+        key.float(),
+        value.float(),
+        rope.rotation(positions, torch.float32),
+        keys.float(),
+        values.float(),
+        paged,
+        dim**-0.5,
+        window,
     )
-    for fresh, cache in ((key, keys), (value, values)):
-        native.store(fresh, cache, paged)
-        assert torch.equal(cache.flatten(0, 1)[paged.write_slots], fresh)
-    wide = (query.float(), key.float(), value.float(), keys.float(), values.float())
-    wanted = TORCH.attend(PagedAttention(*wide, paged, dim**-0.5, window))
-    ours = native.attend(PagedAttention(query, key, value, keys, values, paged, dim**-0.5, window))
-    assert close(ours, wanted)
+    assert close(native.attend(call), TORCH.attend(exact))
+    assert close(keys, exact.keys)
+    assert close(values, exact.values)
 
 
 def test_a_long_prompt_outside_its_window_is_attended_where_it_is_not_cached(native: Kernels) -> None:
     paged = plan_access([(100, 0)], replace(WINDOW, window_tokens=24), absent=4)
-    cache = torch.full((64, SIZE, 1, 8), 7.0, dtype=torch.bfloat16)
-    fresh = randn(100, 1, 8)
-    ours, wanted = cache.clone(), cache.clone()
-    native.store(fresh, ours, paged)
-    TORCH.store(fresh, wanted, paged)
-    assert torch.equal(ours, wanted)
-    call = PagedAttention(fresh, fresh, fresh, ours, ours, paged, 0.3, 24)
-    assert torch.equal(native.attend(call), TORCH.attend(call))
+    fresh, rotation = randn(100, 1, 8), Rope(torch.ones(4)).rotation(torch.arange(100), torch.bfloat16)
+    keys, values, other_keys, other_values = (torch.full((64, SIZE, 1, 8), 7.0).bfloat16() for _ in range(4))
+    ours = PagedAttention(fresh, fresh, fresh, rotation, keys, values, paged, 0.3, 24)
+    wanted = PagedAttention(fresh, fresh, fresh, rotation, other_keys, other_values, paged, 0.3, 24)
+    assert torch.equal(native.attend(ours), TORCH.attend(wanted))
+    assert torch.equal(ours.keys, wanted.keys)
+
+
+@pytest.mark.parametrize("width", [12, 80])
+def test_store(native: Kernels, width: int) -> None:
+    paged, fresh = plan_access([(1, 30), (50, 7)]), randn(51, 2 * width)[:, :width]
+    cache = torch.zeros(64, SIZE, width, dtype=torch.bfloat16)
+    native.store(fresh, cache, paged)
+    assert torch.equal(cache.flatten(0, 1)[paged.write_slots], fresh)
+    assert int((cache != 0).any(-1).sum()) == 51
 
 
 @pytest.mark.parametrize("lengths", [[900], [30, 1, 500], [3, 7, 5, 1, 2, 9, 40]])

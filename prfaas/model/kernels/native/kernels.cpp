@@ -49,21 +49,17 @@ void prfaas_norm(Pool* pool, const bf16* x, const bf16* more, bf16* sum, const f
   });
 }
 
-// x: [rows, 2d], out: [rows, d]; see gate_row.
-void prfaas_silu_gate(Pool* pool, const bf16* x, bf16* out, int64_t rows, int64_t d) {
-  for_rows(pool, rows, 2 * d, [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r) gate_row(x + 2 * r * d, out + r * d, d);
+// out[rows, hidden] = (silu(gate) * up) . down^T, where [gate | up] = x . gate_up^T. gate_up: [2 * inner, hidden], gate rows
+// first; down: [hidden, inner].
+void prfaas_gated_mlp(Pool* pool, const bf16* x, int64_t x_stride, const bf16* gate_up, const bf16* down, bf16* out, int64_t rows,
+                      int64_t hidden, int64_t inner) {
+  bf16* both = pool->scratch(size_t(3 * rows * inner));
+  bf16* mixed = both + 2 * rows * inner;
+  product<bf16>(pool, {x, gate_up, nullptr, both, x_stride, rows, 2 * inner, hidden});
+  for_rows(pool, rows, 2 * inner, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) gate_row(both + 2 * r * inner, mixed + r * inner, inner);
   });
-}
-
-// x: [rows, heads, d] with rows x_stride apart; cos, sin: [rows, half]; out: [rows, heads, d]; see rotate_row.
-void prfaas_rotate(Pool* pool, const bf16* x, int64_t x_stride, const bf16* cos, const bf16* sin, bf16* out, int64_t rows,
-                   int64_t heads, int64_t half, int64_t d) {
-  for_rows(pool, rows, heads * d, [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r)
-      for (int64_t h = 0; h < heads; ++h)
-        rotate_row(x + r * x_stride + h * d, cos + r * half, sin + r * half, out + (r * heads + h) * d, half, d);
-  });
+  product<bf16>(pool, {mixed, down, nullptr, out, inner, rows, hidden, inner});
 }
 
 // Copies row i of x, `bytes` long and x_stride_bytes from the next, to place slots[i] of out.
@@ -71,12 +67,35 @@ void prfaas_store(const char* x, int64_t x_stride_bytes, const int64_t* slots, c
   for (int64_t r = 0; r < rows; ++r) std::memcpy(out + slots[r] * bytes, x + r * x_stride_bytes, size_t(bytes));
 }
 
-// See Attention.
-void prfaas_attend(Pool* pool, const bf16* query, int64_t query_stride, const bf16* keys, int64_t key_stride, const bf16* values,
-                   int64_t value_stride, const int64_t* table, int64_t table_width, const int64_t* runs, int64_t num_runs, bf16* out,
-                   int64_t kv_heads, int64_t group, int64_t dk, int64_t dv, int64_t block_tokens, int64_t window, float scale) {
-  attend(pool, {query, keys, values, table, runs, out, query_stride, key_stride, value_stride, table_width, num_runs, kv_heads, group,
+// Turns queries and keys, writes keys and values into the cache, and attends. Rows of query, key and value are their strides
+// apart; cos, sin: [rows, half]; slots: [rows] places in the cache. See Attention.
+void prfaas_attend(Pool* pool, const bf16* query, int64_t query_stride, const bf16* key, int64_t key_stride, const bf16* value,
+                   int64_t value_stride, const bf16* cos, const bf16* sin, int64_t half, const int64_t* slots, int64_t rows,
+                   bf16* keys, bf16* values, const int64_t* table, int64_t table_width, const int64_t* runs, int64_t num_runs,
+                   bf16* out, int64_t kv_heads, int64_t group, int64_t dk, int64_t dv, int64_t block_tokens, int64_t window,
+                   float scale) {
+  const int64_t heads = kv_heads * group, query_width = heads * dk, key_width = kv_heads * dk, value_width = kv_heads * dv;
+  bf16* turned = pool->scratch(size_t(rows * query_width));
+  for_rows(pool, rows, query_width, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) {
+      const bf16 *c = cos + r * half, *s = sin + r * half;
+      for (int64_t h = 0; h < heads; ++h)
+        rotate_row(query + r * query_stride + h * dk, c, s, turned + r * query_width + h * dk, half, dk);
+      for (int64_t h = 0; h < kv_heads; ++h)
+        rotate_row(key + r * key_stride + h * dk, c, s, keys + slots[r] * key_width + h * dk, half, dk);
+      std::memcpy(values + slots[r] * value_width, value + r * value_stride, size_t(value_width) * sizeof(bf16));
+    }
+  });
+  attend(pool, {turned, keys, values, table, runs, out, query_width, key_width, value_width, table_width, num_runs, kv_heads, group,
                 dk, dv, block_tokens, window, scale});
+}
+
+// One key for all heads: latents [blocks, block_tokens, dk], whose first dv channels are the value. query: [rows, heads, dk].
+void prfaas_attend_latent(Pool* pool, const bf16* query, const bf16* latents, const int64_t* table, int64_t table_width,
+                          const int64_t* runs, int64_t num_runs, bf16* out, int64_t heads, int64_t dk, int64_t dv,
+                          int64_t block_tokens, float scale) {
+  attend(pool, {query, latents, latents, table, runs, out, heads * dk, dk, dk, table_width, num_runs, 1, heads, dk, dv,
+                block_tokens, 0, scale});
 }
 
 // Run r owns tokens [runs[3r+1], runs[3r+2]) and updates slot runs[3r]; see Delta.

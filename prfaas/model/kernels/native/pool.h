@@ -21,6 +21,13 @@ struct Pool {
   std::atomic<bool> stopping{false};
   void (*run)(void*, int64_t) = nullptr;
   void* context = nullptr;
+  std::vector<uint16_t> held;
+
+  // Room for `count` bf16 values that one kernel uses while it runs.
+  uint16_t* scratch(size_t count) {
+    if (held.size() < count) held.resize(count);
+    return held.data();
+  }
 
   // Claims one chunk. The job's fields stay valid while a claimed chunk is pending, so they are read after the claim.
   bool work() {
