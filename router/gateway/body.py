@@ -8,12 +8,22 @@ from typing import Annotated, Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from prfaas.errors import InvalidRequest
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+def _is_off(value: bool) -> bool:
+    if value:
+        raise ValueError("only false is supported")
+    return value
+
+
+# What cannot be switched on here. A literal would take 0.0 for false.
+Off = Annotated[bool, AfterValidator(_is_off), Field(json_schema_extra={"const": False})]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from router.gateway.body import Body, Finite, Seed, TokenId
+from router.gateway.body import Body, Finite, Off, Seed, TokenId
 
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
@@ -19,7 +19,7 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 class StreamOptions(Body):
     include_usage: bool = Field(default=False, description="Send usage in a last chunk of its own")
     continuous_usage_stats: bool = Field(default=False, description="Say in every chunk what has been used so far")
-    include_obfuscation: Literal[False] | None = Field(default=None, description="Chunks are never padded")
+    include_obfuscation: Off | None = Field(default=None, description="Chunks are never padded")
 
 
 class SamplingFields(Body):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from router.gateway.body import Body
+from router.gateway.body import Body, Off
 from router.gateway.openai_schema import Count, Schema
 
 
@@ -127,7 +127,7 @@ class ResponsesRequest(Body):
     reasoning: Reasoning | None = None
     text: TextOptions | None = None
     truncation: Literal["disabled"] | None = None
-    background: Literal[False] | None = None
+    background: Off | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     user: str | None = None

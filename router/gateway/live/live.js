@@ -119,7 +119,8 @@ function drawWorker(worker) {
   ]);
   const facts = [`${worker.running}/${worker.max_running} running`, `${worker.waiting} waiting`];
   if (worker.transfers) facts.push(`${worker.transfers} transfers`);
-  if (worker.state !== "healthy") facts.push(worker.state);
+  if (worker.becomes) facts.push(`becomes ${worker.becomes.replace("_", " ")}`);
+  else if (worker.state !== "healthy") facts.push(worker.state);
   node.append(name, blocks, make("div", "facts", facts.join(" · ")));
   return node;
 }

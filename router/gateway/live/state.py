@@ -45,6 +45,7 @@ def _worker(member: MemberView) -> dict[str, Any]:
         "role": info.role,
         "device": info.device,
         "state": _state(member),
+        "becomes": member.converting,
         "age_s": member.age_s,
         "running": load.running,
         "max_running": info.max_running,

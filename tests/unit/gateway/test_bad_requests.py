@@ -37,6 +37,10 @@ CHAT_CASES: list[tuple[dict[str, Any], int, str, str | None, str]] = [
     ({"stop_token_ids": [99999]}, 400, "invalid_request", "stop_token_ids", "ids are 0 to"),
     ({"min_tokens": 9, "max_tokens": 8}, 400, "invalid_request", "min_tokens", "more than the 8 allowed"),
     ({"top_logprobs": 21}, 400, "invalid_value", "top_logprobs", "less than or equal to 20"),
+    ({"stream": True, "stream_options": {"include_obfuscation": 0.0}}, 400, "invalid_value",
+     "stream_options.include_obfuscation", "valid boolean"),
+    ({"stream": True, "stream_options": {"include_obfuscation": True}}, 400, "invalid_value",
+     "stream_options.include_obfuscation", "only false"),
     ({"frobnicate": True}, 400, "unknown_parameter", "frobnicate", "Unrecognized request argument supplied: frobnicate"),
 ]  # fmt: skip
 
