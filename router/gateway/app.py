@@ -34,6 +34,12 @@ from router.gateway.status import status_routes
 from router.gateway.tokens import token_routes
 from router.gateway.visit import visit_of
 
+# Parts of OpenAI's interface that clients may try, for which a model that generates text has no answer.
+UNSUPPORTED = (
+    "/v1/assistants", "/v1/audio/", "/v1/batches", "/v1/embeddings", "/v1/files", "/v1/fine_tuning/", "/v1/images/",
+    "/v1/moderations", "/v1/realtime", "/v1/threads", "/v1/vector_stores",
+)  # fmt: skip
+
 
 def create_app(
     *,
@@ -116,11 +122,14 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def framework(request: Request, error: HTTPException) -> Response:
         if isinstance(error.__cause__, PrfaasError):  # raised by the entrance while the framework read the body
             return await ours(request, error.__cause__)
-        where = f"{request.method} {request.url.path}"
+        path = request.url.path
+        where = f"{request.method} {path}"
         code, message = {
             400: ("invalid_body", "the body could not be read; send JSON in UTF-8"),
             404: ("unknown_url", f"there is nothing at {where}"),
             405: ("method_not_allowed", f"{where} is not allowed"),
         }.get(error.status_code, ("http_error", str(error.detail)))
+        if error.status_code == 404 and path.startswith(UNSUPPORTED):
+            code, message = "unsupported_endpoint", f"{path} is not supported: this service generates text"
         visit_of(request).end(error.status_code, code)
         return respond(request, Problem(error.status_code, code, message))

@@ -180,4 +180,9 @@ async def _encode(core: GatewayCore, ask: ChatAsk) -> tuple[str, tuple[int, ...]
         text = core.text.render_chat(messages, tools=tools, extra=extra)
         return text, core.text.encode(text, add_special_tokens=False)
 
-    return await core.encoder.run(work, chars=sum(len(str(message)) for message in messages))
+    return await core.encoder.run(work, chars=sum(map(_chars, messages)) + sum(len(str(tool)) for tool in tools))
+
+
+def _chars(message: Mapping[str, Any]) -> int:
+    """About how much of the prompt a message is."""
+    return sum(len(value if isinstance(value, str) else str(value)) for value in message.values())

@@ -33,6 +33,11 @@ def is_open(path: str) -> bool:
     return path in OPEN or path.startswith("/static/")
 
 
+def is_administrative(path: str) -> bool:
+    """Whether a path tells of the whole service and of everybody's requests."""
+    return path.startswith("/live/")
+
+
 class BodyTooLarge(RequestError):
     """The body passes the limit; detail: limit_bytes."""
 
@@ -65,6 +70,8 @@ class Entrance:
         try:
             if self._keys is not None and not is_open(scope["path"]):
                 visit.caller = self._keys.caller(headers)
+                if is_administrative(scope["path"]):
+                    visit.caller.check_admin()
                 if generating:
                     visit.caller.admit()
             with self._gate.enter() if generating else nullcontext():

@@ -5,6 +5,7 @@ keys:
     sha256: 9f86d0...          # of the key; make one with: printf %s "$KEY" | sha256sum
     models: [my-model]         # optional; all if left out
     priority: 0                # optional; lower runs first
+    admin: false               # optional; may read what the live page shows: the whole fleet, everybody's requests
     requests_per_minute: 60    # optional, as are the next two
     tokens_per_minute: 100000  # prompt and generated tokens
     egress_bytes_per_minute: 1000000000  # KV cache sent between datacenters for this key
@@ -35,6 +36,7 @@ class ApiKey(Settings):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     models: tuple[str, ...] | None = None
     priority: int = Field(default=0, ge=-1000, le=1000)
+    admin: bool = False
     requests_per_minute: PositiveInt | None = None
     tokens_per_minute: PositiveInt | None = None
     egress_bytes_per_minute: PositiveInt | None = None
@@ -79,6 +81,11 @@ class Caller:
         """Raises PermissionDenied."""
         if self.entry.models is not None and model not in self.entry.models:
             raise PermissionDenied(f"the key '{self.entry.name}' may not use the model '{model}'", param="model")
+
+    def check_admin(self) -> None:
+        """Raises PermissionDenied."""
+        if not self.entry.admin:
+            raise PermissionDenied(f"the key '{self.entry.name}' may use the model, but not look at the service")
 
     def _spend(self, what: str, amount: float) -> None:
         if what in self._buckets:

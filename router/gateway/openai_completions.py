@@ -13,7 +13,7 @@ from prfaas.clock import unix_time_s
 from prfaas.errors import InvalidRequest
 from prfaas.types import TokenOutput
 from router.gateway.body import BodyRoute
-from router.gateway.checks import check_count, check_model, check_token_ids, output_room, stop_strings
+from router.gateway.checks import check_model, check_token_ids, output_room, stop_strings
 from router.gateway.core import GatewayCore
 from router.gateway.documents import Completion, answers
 from router.gateway.facts import report, route_header, wants_report
@@ -68,7 +68,12 @@ async def _prepare(core: GatewayCore, body: CompletionRequest, visit: Visit) -> 
         raise InvalidRequest(f"best_of is {body.best_of}, less than n = {n}", param="best_of")
     if draws > n and body.stream:
         raise InvalidRequest("best_of above n cannot be streamed: the best is known only at the end", param="best_of")
-    check_count("n", len(prompts) * draws, limits.max_n)
+    if len(prompts) * draws > limits.max_n:
+        raise InvalidRequest(
+            f"{len(prompts)} prompts with {draws} answers each make {len(prompts) * draws}, the limit is {limits.max_n}",
+            param="prompt" if len(prompts) > draws else "n",
+            limit=limits.max_n,
+        )
     watch = Stopwatch(core.clock, visit.arrived_s)
     tokens = [await _encode(core, prompt) for prompt in prompts]
     watch.tokenized()

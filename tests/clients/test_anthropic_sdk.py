@@ -10,7 +10,7 @@ import pytest
 from prfaas.errors import EngineFailed, QueueFull
 from prfaas.types import Grammar, GrammarKind
 from tests.support.fake_pipeline import Script
-from tests.support.http_server import ServedGateway, served_gateway
+from tests.support.http_server import ServedGateway
 
 anthropic = pytest.importorskip("anthropic")
 
@@ -21,12 +21,6 @@ TOOL = {
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
 CALL = 'I look. <tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>'
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedGateway]:
-    with served_gateway(tmp_path_factory.mktemp("gateway")) as served:
-        yield served
 
 
 @pytest.fixture

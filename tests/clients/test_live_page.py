@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 
 import pytest
 
-from tests.support.http_server import ServedGateway, served_gateway
+from tests.support.http_server import ServedGateway
 
 pytestmark = pytest.mark.clients
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None:
     pytest.skip("chromium is not installed", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedGateway]:
-    with served_gateway(tmp_path_factory.mktemp("gateway")) as served:
-        yield served
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -12,7 +11,7 @@ from openai import OpenAI
 from prfaas.errors import EngineFailed
 from prfaas.types import GrammarKind
 from tests.support.fake_pipeline import Script
-from tests.support.http_server import ServedGateway, served_gateway
+from tests.support.http_server import ServedGateway
 
 ANSWER = "Paris is the capital of France."
 TOOL: Any = {
@@ -22,19 +21,6 @@ TOOL: Any = {
     "strict": False,
 }
 CALL = 'I look. <tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>'
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedGateway]:
-    with served_gateway(tmp_path_factory.mktemp("gateway")) as served:
-        yield served
-
-
-@pytest.fixture
-def client(gateway: ServedGateway) -> Iterator[OpenAI]:
-    gateway.pipeline.script = Script()
-    with OpenAI(base_url=f"{gateway.url}/v1", api_key="unused", max_retries=0, timeout=20) as client:
-        yield client
 
 
 def prompt(gateway: ServedGateway) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import openai
@@ -12,23 +11,10 @@ from openai import OpenAI
 
 from prfaas.errors import QueueFull, WorkerUnreachable
 from tests.support.fake_pipeline import Script, logprob_of
-from tests.support.http_server import ServedGateway, served_gateway
+from tests.support.http_server import ServedGateway
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is the capital of France?"}]
 ANSWER = "Paris is the capital of France."
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedGateway]:
-    with served_gateway(tmp_path_factory.mktemp("gateway")) as served:
-        yield served
-
-
-@pytest.fixture
-def client(gateway: ServedGateway) -> Iterator[OpenAI]:
-    gateway.pipeline.script = Script()
-    with OpenAI(base_url=f"{gateway.url}/v1", api_key="unused", max_retries=0, timeout=20) as client:
-        yield client
 
 
 def test_models(client: OpenAI) -> None:

@@ -1,44 +1,73 @@
-"""langchain-openai against OPENAI_BASE_URL: invoke, stream, batch, tools, JSON schema, logprobs, errors."""
+"""langchain-openai: invoke, stream, batch, async, tools, JSON schema, logprobs, n, stop, cancel, errors."""
 
 import asyncio
+import os
 
 import openai
+from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 
-ANSWER = "Paris is the capital of France."
+MODEL = os.environ["MODEL"]
+QUESTION = "What is the capital of France? Answer in one sentence."
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]},
+    },
+}
+SCHEMA = {
+    "title": "answer",
+    "type": "object",
+    "properties": {"big": {"type": "boolean"}},
+    "required": ["big"],
+    "additionalProperties": False,
+}
 
 
-def main() -> None:
-    model = ChatOpenAI(model="test-model", max_retries=0)
-    answer = model.invoke("What is the capital of France?")
-    assert answer.content == ANSWER, answer
-    assert answer.usage_metadata["input_token_details"]["cache_read"] == 3, answer.usage_metadata
-    assert "".join(chunk.content for chunk in model.stream("What is the capital of France?")) == ANSWER
-    assert [each.content for each in model.batch(["a", "b"])] == [ANSWER, ANSWER]
-    assert asyncio.run(model.ainvoke("x")).content == ANSWER
-    assert model.invoke("x", stop=[" capital"]).content == "Paris is the"
-    scored = model.bind(logprobs=True, top_logprobs=1).invoke("x")
-    assert scored.response_metadata["logprobs"]["content"][0]["token"] == "Paris"
+def conversations() -> None:
+    model = ChatOpenAI(model=MODEL, max_retries=0, temperature=0, max_tokens=16)
+    answer = model.invoke(QUESTION)
+    assert answer.content, answer
+    assert answer.usage_metadata["output_tokens"] <= 16
+    assert "".join(chunk.content for chunk in model.stream(QUESTION)) == answer.content
+    assert len(model.batch([QUESTION, "Name a river."])) == 2
+    assert asyncio.run(model.ainvoke(QUESTION)).content == answer.content
+    word = answer.content.split()[1]
+    assert word not in model.invoke(QUESTION, stop=[word]).content
+    scored = model.bind(logprobs=True, top_logprobs=1).invoke(QUESTION)
+    assert scored.response_metadata["logprobs"]["content"][0]["top_logprobs"]
+    two = ChatOpenAI(model=MODEL, max_retries=0, temperature=1.5, max_tokens=8, n=2).generate([[HumanMessage(QUESTION)]])
+    assert len(two.generations[0]) == 2
+    forced = model.bind_tools([TOOL], tool_choice="get_weather").invoke(QUESTION)
+    assert forced.tool_calls[0]["args"]["city"] in ("Paris", "Rome"), forced
+    shaped = model.with_structured_output(SCHEMA, method="json_schema").invoke(QUESTION)
+    assert shaped["big"] in (True, False), shaped
 
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-    told = model.bind_tools([tool]).invoke("x")
-    assert told.content == ANSWER
-    assert told.tool_calls == []
+
+async def cancel() -> None:
+    model = ChatOpenAI(model=MODEL, max_retries=0, max_tokens=400)
+    stream = model.astream(QUESTION)
+    assert await anext(stream) is not None
+    await stream.aclose()
+
+
+def refusal(model: ChatOpenAI, kind: type[Exception]) -> str:
     try:
-        model.bind(extra_body={"colour": "red"}).invoke("x")
-    except openai.BadRequestError as error:
-        refusal = str(error)
-    else:
-        raise AssertionError("an unknown parameter was accepted")
-    assert "Unrecognized request argument" in refusal, refusal
-    try:
-        ChatOpenAI(model="other", max_retries=0).invoke("x")
-    except openai.NotFoundError:
-        pass
-    else:
-        raise AssertionError("an unknown model was accepted")
-    print("langchain-openai passed")
+        model.invoke("x")
+    except kind as error:
+        return str(error)
+    raise AssertionError("the request was accepted")
+
+
+def errors() -> None:
+    assert "does not exist" in refusal(ChatOpenAI(model="other", max_retries=0), openai.NotFoundError)
+    odd = ChatOpenAI(model=MODEL, max_retries=0, extra_body={"colour": "red"})
+    assert "Unrecognized request argument" in refusal(odd, openai.BadRequestError)
 
 
 if __name__ == "__main__":
-    main()
+    conversations()
+    asyncio.run(cancel())
+    errors()
+    print("langchain-openai passed")

@@ -1,34 +1,56 @@
-"""The `llm` command line, told of the service as its documentation says: prompt, stream, options, conversation, errors."""
+"""The `llm` command line, told of the service as its documentation says: prompt, stream, options, schema, conversation,
+tools, cancel, errors."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-ANSWER = "Paris is the capital of France."
 MODELS = """\
 - model_id: served
-  model_name: test-model
+  model_name: "{model}"
   api_base: "{base}"
+  supports_schema: true
+  supports_tools: true
 """
+QUESTION = "What is the capital of France? Answer in one sentence."
+SHORT = ("-m", "served", "-o", "temperature", "0", "-o", "max_tokens", "16")
+SCHEMA = '{"type": "object", "properties": {"big": {"type": "boolean"}}, "required": ["big"], "additionalProperties": false}'
 
 
 def llm(*arguments: str, good: bool = True) -> str:
     command = [sys.executable, "-m", "llm", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL)
     assert (done.returncode == 0) == good, done.stdout + done.stderr
     return (done.stdout if good else done.stderr).strip()
+
+
+def cancel() -> None:
+    command = [sys.executable, "-m", "llm", "-m", "served", "-o", "max_tokens", "400", "Tell a very long story."]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert running.stdout is not None
+    assert running.stdout.read(1)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(20) != 0
 
 
 def main() -> None:
     folder = Path(os.environ["LLM_USER_PATH"])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "extra-openai-models.yaml").write_text(MODELS.format(base=os.environ["OPENAI_BASE_URL"]))
-    assert llm("-m", "served", "What is the capital of France?") == ANSWER
-    assert llm("-m", "served", "--no-stream", "What is the capital of France?") == ANSWER
-    assert llm("-m", "served", "-o", "max_tokens", "2", "-o", "temperature", "0", "-o", "seed", "3", "x") == "Paris is"
-    assert llm("-m", "served", "-c", "And of Spain?") == ANSWER
-    assert "too many" in llm("-m", "served", "-o", "max_tokens", "100000", "x", good=False)
+    models = MODELS.format(model=os.environ["MODEL"], base=os.environ["OPENAI_BASE_URL"])
+    (folder / "extra-openai-models.yaml").write_text(models)
+    answer = llm(*SHORT, QUESTION)
+    assert answer
+    assert llm(*SHORT, "--no-stream", QUESTION) == answer
+    assert len(llm(*SHORT, "-o", "max_tokens", "2", "-o", "seed", "3", QUESTION)) < len(answer)
+    assert answer.split()[1] not in llm(*SHORT, "-o", "stop", answer.split()[1], QUESTION)
+    assert json.loads(llm(*SHORT, "--schema", SCHEMA, QUESTION))["big"] in (True, False)
+    assert llm(*SHORT, "-c", "And of Spain?")
+    assert llm(*SHORT, "--functions", "def get_weather(city: str) -> str:\n    return 'sunny'", "Hello")
+    cancel()
+    assert "too many" in llm("-m", "served", "-o", "max_tokens", "10000000", "x", good=False)
     print("llm passed")
 
 

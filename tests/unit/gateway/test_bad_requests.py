@@ -127,7 +127,8 @@ COMPLETION_CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": ""}, "prompt", "empty"),
     ({"prompt": [[]]}, "prompt", "empty"),
     ({"prompt": [400_000]}, "prompt", "ids are 0 to"),
-    ({"prompt": ["x"] * 17}, "n", "the limit is 16"),
+    ({"prompt": ["x"] * 17}, "prompt", "17 prompts with 1 answers each make 17, the limit is 16"),
+    ({"n": 17}, "n", "the limit is 16"),
     ({"best_of": 1, "n": 2}, "best_of", "less than n"),
     ({"best_of": 2, "stream": True}, "best_of", "cannot be streamed"),
     ({"prompt": {"a": 1}}, "prompt", "valid string"),
@@ -142,6 +143,14 @@ async def test_completion_refusals(bench: Bench, fields: dict[str, Any], param: 
     assert (response.status_code, error["param"]) == (400, param)
     assert says in error["message"]
     assert bench.pipeline.requests == []
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/images/generations", "/v1/audio/speech", "/v1/batches/b1"])
+async def test_what_the_dialect_has_and_this_service_has_not_is_said(bench: Bench, path: str) -> None:
+    response = await bench.client.post(path, json={"model": "test-model", "input": "x"})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (404, "unsupported_endpoint")
+    assert "not supported: this service generates text" in error["message"]
 
 
 async def test_unknown_places_and_methods(bench: Bench) -> None:

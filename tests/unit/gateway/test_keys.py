@@ -40,7 +40,10 @@ class TestOverHttp:
     @pytest.fixture
     def router_settings(self, tmp_path: Path) -> dict[str, Any]:
         anna = entry("anna", "secret-a", models=["test-model"], priority=-7, tokens_per_minute=60, requests_per_minute=600)
-        return {"api_keys_file": str(write_keys(tmp_path / "keys.yaml", anna, entry("bert", "secret-b", models=["other"])))}
+        root = entry("root", "secret-c", admin=True)
+        return {
+            "api_keys_file": str(write_keys(tmp_path / "keys.yaml", anna, entry("bert", "secret-b", models=["other"]), root))
+        }
 
     async def test_no_key_no_service(self, bench: Bench) -> None:
         for bad in ({}, {"authorization": "Bearer nope"}, {"authorization": "Basic secret-a"}, {"x-api-key": "nope"}):
@@ -54,6 +57,13 @@ class TestOverHttp:
     async def test_probes_need_no_key(self, bench: Bench) -> None:
         assert (await bench.client.get("/health")).status_code == 200
         assert (await bench.client.get("/metrics")).status_code == 200
+
+    async def test_only_an_admin_looks_at_the_service(self, bench: Bench) -> None:
+        for path in ("/live/state", "/live/events"):
+            assert (await bench.client.get(path)).status_code == 401
+            refused = await bench.client.get(path, headers=AUTH)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
+        assert (await bench.client.get("/live/state", headers={"x-api-key": "secret-c"})).status_code == 200
 
     async def test_both_headers_and_what_the_key_decides(self, bench: Bench) -> None:
         for auth in (AUTH, {"x-api-key": "secret-a"}):
