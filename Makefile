@@ -35,8 +35,12 @@ fault: setup ## Run only the tests that kill, cut and corrupt things
 	@$(BIN)/python -m pytest -m fault
 
 .PHONY: clients
-clients: setup ## Run third-party clients, each in an environment of its own, against the gateway
+clients: setup ## Run third-party clients and a browser, each in an environment of its own, against the demo model
 	@$(BIN)/python tests/clients/run_all.py
+
+.PHONY: fuzz
+fuzz: setup ## Send 2,000 generated requests to every endpoint and hold the answers against the OpenAPI document
+	@$(BIN)/python tests/clients/fuzz.py
 
 .PHONY: gpu
 gpu: setup ## Run only the tests that need an accelerator

@@ -32,6 +32,7 @@ CLIENTS = {
     "langchain_client.py": ("langchain-openai",),
     "litellm_client.py": ("litellm", "mcp"),  # without the second, its calls with tools cannot be imported
     "llm_client.py": ("llm",),
+    "live_page.py": ("playwright",),  # drives the system's chromium
 }
 RUN_TIMEOUT_S = 300
 
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("clients", nargs="*", metavar="CLIENT", help=f"of {', '.join(CLIENTS)} (default: all)")
     parser.add_argument("--url", help="a service that runs already (default: the demo model is served)")
     parser.add_argument("--model", default="smollm2", help="its name there (default: %(default)s)")
+    parser.add_argument("--screenshot", type=Path, metavar="FILE", help="keep a picture of the live page")
     options = parser.parse_args(arguments)
     unknown = set(options.clients) - set(CLIENTS)
     if unknown:
@@ -50,7 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch, _service(options.url, options.model, Path(scratch)) as url:
         for script in options.clients or CLIENTS:
             print(f"== {script}", flush=True)
-            if not _run(script, CLIENTS[script], Path(scratch) / Path(script).stem, url, options.model):
+            variables = _variables(url, options.model, Path(scratch) / Path(script).stem, options.screenshot)
+            if not _run(script, CLIENTS[script], variables):
                 failed.append(script)
     print(f"failed: {', '.join(failed)}" if failed else "all clients passed")
     return len(failed)
@@ -67,10 +70,12 @@ def _service(url: str | None, model: str, scratch: Path) -> Iterator[str]:
         yield started
 
 
-def _run(script: str, packages: Sequence[str], folder: Path, url: str, model: str) -> bool:
-    path = HERE / "scripts" / script
-    variables = {
+def _variables(url: str, model: str, folder: Path, screenshot: Path | None) -> dict[str, str]:
+    """The environment in which a client finds the service, each under its own names."""
+    picture = {} if screenshot is None else {"SCREENSHOT": str(screenshot.resolve())}
+    return {
         **os.environ,
+        **picture,
         "MODEL": model,
         "OPENAI_BASE_URL": f"{url}/v1",
         "OPENAI_API_KEY": "unused",
@@ -79,6 +84,10 @@ def _run(script: str, packages: Sequence[str], folder: Path, url: str, model: st
         "LLM_USER_PATH": str(folder),
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # it would ask a web site for prices
     }
+
+
+def _run(script: str, packages: Sequence[str], variables: dict[str, str]) -> bool:
+    path = HERE / "scripts" / script
     try:
         if path.suffix == ".mjs":
             modules = node_modules(path.stem, packages)

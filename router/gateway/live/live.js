@@ -171,8 +171,9 @@ async function watch() {
   for (;;) {
     try {
       const response = await fetch("/live/events", { headers: headers() });
-      byId("gate").hidden = response.status !== 401;
-      if (response.status === 401) { showState("needs a key", "lost"); return; }
+      const refused = response.status === 401 ? "needs a key" : response.status === 403 ? "needs an admin's key" : "";
+      byId("gate").hidden = !refused;
+      if (refused) { showState(refused, "lost"); return; }
       if (!response.ok) throw new Error(`HTTP ${response.status}`);
       for await (const text of eventsOf(response)) {
         const state = JSON.parse(text);
