@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.table import Measurement, Report, arguments, finish
-from benchmarks.transport_ends import offer_of
+from benchmarks.transport_ends import NUM_LAYERS, offer_of
 from kv_transport import frames
 from kv_transport.api import Offer
 from kv_transport.grpc_client import GrpcPrefillTransport
@@ -39,6 +39,7 @@ from kv_transport.testing.sources import order_of as small_order
 from prfaas.clock import MonotonicClock
 from prfaas.config import TransportSettings, wan_emulator
 from prfaas.errors import ChunkCorrupt, ProtocolViolation
+from prfaas.modelspec import KvRange
 from tests.support.certs import Authority
 from tests.support.tcp_proxy import Connection, proxy_to
 
@@ -220,6 +221,8 @@ async def _resume(report: Report, rng: random.Random, transfers: int = 200, lane
     complete, cuts, worst, total, left = 0, 0, 0.0, 0.0, 0.0
     for number in range(transfers):
         source = source_of(offer=_offer(), seed=number % 4)
+        # Everything is computed already, as after a prefix hit: chunks are as large as they get.
+        source.ranges = [KvRange("full", 0, NUM_LAYERS, 0, source.contents.offer.num_tokens)]
 
         def plan(connection: Connection) -> None:
             if connection.number < lanes:

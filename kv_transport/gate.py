@@ -9,7 +9,7 @@ from kv_transport.session.send_order import SendOrder, Ticket, Traffic
 from prfaas.clock import Clock
 from prfaas.types import SiteId
 
-YIELD_S = 0.01  # a chunk that its receiver has not taken by then gives its turn to the next
+YIELD_S = 0.001  # a chunk that its receiver has not taken by then gives its turn to the next
 
 
 class TurnGate:

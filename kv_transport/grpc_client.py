@@ -34,7 +34,31 @@ _NETWORK = (
 )
 FINISH_TIMEOUT_S = 5.0
 RETIRE_GRACE_S = 120.0  # for transfers that run over a connection with replaced certificates, or to a forgotten peer
+# What a lane may have under way and unread. On a short path one chunk at a time suffices, and more would make a cut
+# dearer, queue other transfers behind this one, and be held in memory when nobody reads. A long one needs a lane's share
+# of bandwidth x delay; gRPC's own estimate of that counts queues as delay, so it is switched off.
+MIN_WINDOW_BYTES = 256 * 1024
+MAX_WINDOW_BYTES = 8 * 1024**2
+LANE_BYTES_PER_S = 200e6
+NEVER_MS = 2**31 - 1
 MAX_PEERS = 256  # a prefill worker that starts again has a new address, and nobody says that the old one is gone
+
+
+def window_bytes(rtt_s: float) -> int:
+    """The receive window of one lane over a path of this round trip, 0 when unknown: a power of two."""
+    wanted = MIN_WINDOW_BYTES
+    while wanted < min(rtt_s * LANE_BYTES_PER_S, MAX_WINDOW_BYTES):
+        wanted *= 2
+    return wanted
+
+
+def lane_options(window: int) -> rpc.Options:
+    """Options of a lane's connection, which also stays open however long nothing is fetched over it."""
+    return [
+        ("grpc.http2.lookahead_bytes", window),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.client_idle_timeout_ms", NEVER_MS),
+    ]
 
 
 class GrpcStream:
@@ -100,6 +124,7 @@ class GrpcPeer:
         self._settings = settings
         self._files = files
         self._material = files.current() if files is not None else None
+        self._window_bytes = MIN_WINDOW_BYTES
         self._channels: dict[int, grpc.aio.Channel] = {}
         self._retired: set[grpc.aio.Channel] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -118,9 +143,17 @@ class GrpcPeer:
         self._follow_certificates()
         channel = self._channels.get(number)
         if channel is None:
-            channel = rpc.channel(self._address, self._settings.tls, own_connection=True, files=self._files)
+            self._follow_path()
+            options = lane_options(self._window_bytes)
+            channel = rpc.channel(
+                self._address, self._settings.tls, own_connection=True, files=self._files, extra_options=options
+            )
             self._channels[number] = channel
         return channel
+
+    def rtt_s(self) -> float:
+        """Smallest round trip of the open connections; 0 when there is none or the system does not tell."""
+        return min((c.rtt_s for c in tcp_info.connections([self._address]) if c.rtt_s > 0), default=0.0)
 
     @property
     def num_connections(self) -> int:
@@ -157,6 +190,13 @@ class GrpcPeer:
         finally:
             self._retired.discard(channel)
 
+    def _follow_path(self) -> None:
+        """A connection keeps the window it was made with. What was made before the path's delay was known is replaced."""
+        wanted = window_bytes(self.rtt_s())
+        if wanted > self._window_bytes:
+            self._window_bytes = wanted
+            self.retire()
+
     def _follow_certificates(self) -> None:
         material = self._files.current() if self._files is not None else None
         if material != self._material:
@@ -184,7 +224,7 @@ class GrpcSender:
         self._peer.drop(self._connection(lane))
 
     def rtt_s(self) -> float:
-        return min((c.rtt_s for c in tcp_info.connections([self._address]) if c.rtt_s > 0), default=0.0)
+        return self._peer.rtt_s()
 
     async def finish(self, request: Finish) -> None:
         message = transfer_pb2.FinishRequest(

@@ -57,6 +57,7 @@ class _Lane:
     stream: FrameStream
     heard_s: float
     stalled: bool = False
+    ended: bool = False  # said everything: its digest came, and so did what it carried before
     failures: int = 0  # in a row, without a chunk landed
 
 
@@ -99,6 +100,7 @@ class Incoming:
         self._last_byte_s = 0.0
         self._wire_bytes = 0
         self._resumes = 0
+        self._given_up: tuple[int, ...] = ()
         self._most_lanes = 1
 
     @property
@@ -192,9 +194,10 @@ class Incoming:
             await asyncio.sleep(RETRY_BASE_S * (2 ** (lane.failures - 1) - 1))
             self._resumes += 1
             self._monitor.resumed()
-            lane.stalled = False
+            lane.stalled = lane.ended = False
             lane.heard_s = self._clock.now_s()
-            request = Attach(self._manifest.transfer_id, lane.number, True, self._session.received())
+            owed = self._given_up if lane.number == MAIN_LANE else ()
+            request = Attach(self._manifest.transfer_id, lane.number, True, self._session.received(), owed)
             lane.stream = self._sender.attach(request)
 
     def _give_up(self, lane: _Lane, error: PrfaasError) -> None:
@@ -205,6 +208,7 @@ class Incoming:
                 broken = TransferBroken(f"lane {lane.number} could not be attached again: {error.message}")
             raise broken from error
         log.warning("lane %d is given up: %s", lane.number, error.message)
+        self._given_up += (lane.number,)
         main.stream.cancel()  # its resume fetches what the lost lane owed
 
     def _stall_of(self, lane: _Lane, error: PrfaasError) -> PrfaasError:
@@ -222,8 +226,10 @@ class Incoming:
                     await asyncio.sleep(0)  # lets every other lane with a frame queue up, so that the order decides
                 self._on_frame(lane, frame)
                 slot.sent()
-            if self._over.done():
-                return
+            if lane.ended or self._over.done():
+                break
+        if self._over.done():
+            return
         if lane.number == MAIN_LANE and not self._session.has_digest:
             raise TransferBroken("the main lane ended without a digest")
         if len(self._lanes) == 1 and not self._over.done():
@@ -240,6 +246,7 @@ class Incoming:
             self._session.first(frame.raw)
             self._first = frame.first
         elif isinstance(frame, Digest):
+            lane.ended = True
             self._monitor.sender_path(frame.path)
             self._session.digest(frame.num_chunks, frame.sha256)
         elif isinstance(frame, Progress):

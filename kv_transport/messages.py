@@ -34,6 +34,7 @@ MAX_STATES = 4096
 MAX_TOKENS = 2**31
 MAX_ENTRY_BYTES = 2**30
 MAX_SEQ_RANGES = 1 << 20
+MAX_LANES = 4096
 MIN_ID_CHARS = 16
 MAX_ID_CHARS = 64
 
@@ -89,12 +90,14 @@ class Digest:
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """A request for one more lane, or (resume) for a lane that replaces a broken one. `received` are seq ranges."""
+    """A request for one more lane, or (resume) for a lane that replaces a broken one. `received` are seq ranges;
+    `given_up` are lanes that will not come back, for whose chunks this lane asks as well."""
 
     transfer_id: TransferId
     lane: int
     resume: bool
     received: tuple[tuple[int, int], ...] = ()
+    given_up: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +275,7 @@ def to_pb_attach(attach: Attach) -> transfer_pb2.AttachRequest:
         lane=attach.lane,
         resume=attach.resume,
         received=to_pb_ranges(attach.received),
+        given_up=attach.given_up,
     )
 
 
@@ -280,4 +284,5 @@ def from_pb_attach(message: transfer_pb2.AttachRequest) -> Attach:
     received = tuple((r.start, r.stop) for r in message.received)
     if any(stop <= start for start, stop in received):
         raise violation("a received range is empty")
-    return Attach(TransferId(message.transfer_id), message.lane, message.resume, received)
+    bounded(len(message.given_up), MAX_LANES, "lanes given up")
+    return Attach(TransferId(message.transfer_id), message.lane, message.resume, received, tuple(message.given_up))

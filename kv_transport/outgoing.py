@@ -18,7 +18,7 @@ from kv_transport.codecs.base import WireCodec
 from kv_transport.codecs.registry import AS_IS
 from kv_transport.frames import ChunkHeader
 from kv_transport.gate import TurnGate
-from kv_transport.messages import Digest, First, Manifest, PathStats, Progress
+from kv_transport.messages import Attach, Digest, First, Manifest, PathStats, Progress
 from kv_transport.meter import TransferMeter
 from kv_transport.session.chunks import Chunk
 from kv_transport.session.send_order import Traffic
@@ -160,18 +160,18 @@ class Outgoing:
         finally:
             self._session.detach(MAIN_LANE, attachment)
 
-    async def lane(self, lane: int, received: tuple[tuple[int, int], ...] | None, peer: str) -> AsyncGenerator[bytes, None]:
-        """One more lane, or (`received` given) one that replaces a broken one; lane 0 ends with the digest."""
+    async def lane(self, request: Attach, peer: str) -> AsyncGenerator[bytes, None]:
+        """One more lane, or one that replaces a broken one; it ends with the digest."""
         self._peers.add(peer)
         self._shared.ledger.meet(peer)
-        session = self._session
+        session, lane = self._session, request.lane
         if session is None:
             raise TransferGone("the transfer has no manifest yet and cannot be attached to")
         if lane >= self.max_lanes:
             raise ProtocolViolation(f"lane {lane} of at most {self.max_lanes}", frame="attach", state=session.state)
         attachment = session.attach(lane)
         try:
-            if received is not None and (resent := session.resume(received)):
+            if request.resume and (resent := session.resume(request.received, (lane, *request.given_up))):
                 self._shared.meter.resent += resent
                 self._signal.notify()
             self._touch()
@@ -219,10 +219,17 @@ class Outgoing:
                 path = self._shared.ledger.take(self._peers - {""}) if lane == MAIN_LANE else PathStats()
                 yield frames.encode_digest(Digest(session.num_chunks, session.wire_bytes, digest, path))
                 self._touch()
+                await self._stay()
                 return
             elif not await self._signal.wait(self._shared.limits.heartbeat_s):
                 yield frames.encode_progress(Progress(session.ready_bytes, session.cut_bytes))
                 self._touch()
+
+    async def _stay(self) -> None:
+        """Keep a lane that has said everything attached until its receiver leaves it: what it carried may be under way
+        still, and must not be sent again because another lane broke."""
+        while not self._closed:
+            await self._signal.wait(self._shared.limits.lease_s)
 
     async def _framed(self, session: SendSession, chunk: Chunk) -> bytes:
         if self._shared.readers is None:

@@ -22,7 +22,8 @@ UNSENT_BYTES = 256 * 1024  # about one scheduling delay at 10 Gbps
 MAX_REMEMBERED = 4096  # connections; the oldest is forgotten
 # Offsets in linux/tcp.h's struct tcp_info; new kernels append, they do not move fields.
 _PMTU = struct.Struct("<60xI")
-_RTT_US = struct.Struct("<68xI")
+_RTT_US = struct.Struct("<68xI")  # smoothed, queues and delayed acknowledgements included
+_MIN_RTT_US = struct.Struct("<148xI")  # the smallest of the last minutes: the path itself
 _BYTES_SENT = struct.Struct("<200xQ")
 _BYTES_RETRANSMITTED = struct.Struct("<208xQ")
 
@@ -34,7 +35,7 @@ class Connection:
     """One established TCP connection of this process. `peer` is "host:port" of the far end."""
 
     peer: str
-    rtt_s: float
+    rtt_s: float  # the smallest of the last minutes, before Linux 4.6 the smoothed one
     path_mtu_bytes: int
     sent_bytes: int  # retransmissions included; 0 before Linux 4.19
     retransmitted_bytes: int
@@ -95,7 +96,8 @@ def _read(end: socket.socket, peer: str) -> Connection:
     def field(layout: struct.Struct) -> int:
         return int(layout.unpack_from(info)[0]) if len(info) >= layout.size else 0
 
-    return Connection(peer, field(_RTT_US) / 1e6, field(_PMTU), field(_BYTES_SENT), field(_BYTES_RETRANSMITTED))
+    rtt_s = (field(_MIN_RTT_US) or field(_RTT_US)) / 1e6
+    return Connection(peer, rtt_s, field(_PMTU), field(_BYTES_SENT), field(_BYTES_RETRANSMITTED))
 
 
 class PathLedger:

@@ -209,8 +209,9 @@ def channel(
         ConfigError: plaintext to another machine without `tls.allow_plaintext`, or unreadable certificate files.
     """
     require_private(host_of(address), tls)
+    chosen = dict(extra_options)  # gRPC would believe the first of two values
     options: Options = [
-        *common_options(),
+        *((name, value) for name, value in common_options() if name not in chosen),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1000),
         ("grpc.max_reconnect_backoff_ms", 2000),

@@ -2,14 +2,14 @@
 
     COMPUTING --computed--> COMPUTED --close--> CLOSED          (close is legal from every state)
 
-Chunks are numbered when they are cut. A lane owns the chunks it was given; a chunk whose lane has gone and which the
-receiver says it lacks is queued again under its old number. Nothing here encodes, waits or reads a clock.
+Chunks are numbered when they are cut. A lane owns the chunks it was given; when it comes back, those that the receiver
+says it lacks are queued again under their old numbers. Nothing here encodes, waits or reads a clock.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import StrEnum
 
 from kv_transport.api import Offer
@@ -20,6 +20,8 @@ from prfaas.errors import EngineFailed, ProtocolViolation
 from prfaas.modelspec import KvRange
 
 MIN_CHUNK_BYTES = 64 * 1024
+LONGEST_CHUNK_S = 0.25  # of a slow lane
+SHORTEST_CHUNK_S = 0.05  # what a lane sends faster is not cut smaller: lanes that finish this far apart are even enough
 
 
 class SenderState(StrEnum):
@@ -48,7 +50,7 @@ class SendSession:
         self._leaving: dict[int, int] = {}  # chunks in a lane's hand -> its attachment, longest first
         self._first_frame: bytes | None = None
         self._attached: dict[int, int] = {}  # lane -> attachment
-        self._attachments = 0
+        self._lane_of: list[int] = []  # by attachment
         self.wire_bytes = 0  # each chunk once, resends left out
 
     @property
@@ -97,9 +99,10 @@ class SendSession:
         """A lane begins to carry; an older attachment of the same lane is superseded. Returns the attachment."""
         if self.state is SenderState.CLOSED:
             raise ProtocolViolation("the transfer is closed", state=self.state, frame="attach")
-        self._attachments += 1
-        self._attached[lane] = self._attachments
-        return self._attachments
+        attachment = len(self._lane_of)
+        self._lane_of.append(lane)
+        self._attached[lane] = attachment
+        return attachment
 
     def is_attached(self, lane: int, attachment: int) -> bool:
         """False once the lane was attached anew or detached."""
@@ -112,19 +115,21 @@ class SendSession:
         for seq in [seq for seq, owner in self._leaving.items() if owner == attachment]:
             del self._leaving[seq]
 
-    def resume(self, received: Iterable[tuple[int, int]]) -> int:
-        """Queue again every chunk that was cut, is not in `received` (seq ranges) and is on no living lane.
+    def resume(self, received: Iterable[tuple[int, int]], lanes: Collection[int]) -> int:
+        """Queue again every chunk that earlier attachments of `lanes` carried and that is not in `received` (seq ranges).
 
+        Another broken lane's chunks wait for its own resume: what of them has arrived, `received` may not say yet.
         Returns how many. Raises ProtocolViolation when the receiver claims a chunk that was never cut.
         """
         alive = set(self._attached.values())
+        gone = {at for at, lane in enumerate(self._lane_of) if lane in lanes and at not in alive}
         have = bytearray(len(self._chunks))
         for start, stop in received:
             if not 0 <= start < stop <= len(self._chunks):
                 raise ProtocolViolation(f"chunks {start}:{stop} were never sent", state=self.state, frame="attach")
             have[start:stop] = b"\x01" * (stop - start)
         queued = set(self._again)
-        lost = [seq for seq, owner in enumerate(self._owners) if not have[seq] and owner not in alive and seq not in queued]
+        lost = [seq for seq, owner in enumerate(self._owners) if not have[seq] and owner in gone and seq not in queued]
         self._again.extend(lost)
         self.resent_chunks += len(lost)
         return len(lost)
@@ -163,13 +168,14 @@ class SendSession:
         return None
 
     def chunk_limit(self, lane_bytes_per_s: float = 0.0) -> int:
-        """How many bytes the next chunk may have: at most a quarter of a second of a slow lane, and less and less towards the
-        end of a transfer on several lanes, so that no lane finishes long after the others."""
+        """How many bytes the next chunk may have: at most a quarter of a second of a slow lane, and on several lanes less
+        and less towards the end of a transfer, so that no lane finishes long after the others."""
         limit = self._chunk_bytes
         if lane_bytes_per_s > 0:
-            limit = min(limit, int(lane_bytes_per_s / 4))
+            limit = min(limit, int(lane_bytes_per_s * LONGEST_CHUNK_S))
         if self.num_lanes > 1:
-            limit = min(limit, (self.total_bytes - self.cut_bytes) // (2 * self.num_lanes))
+            share = (self.total_bytes - self.cut_bytes) // (2 * self.num_lanes)
+            limit = min(limit, max(share, int(lane_bytes_per_s * SHORTEST_CHUNK_S)))
         return max(limit, min(MIN_CHUNK_BYTES, self._chunk_bytes))
 
     def framed(self, seq: int, packed_header: bytes, wire_bytes: int) -> None:

@@ -134,16 +134,18 @@ class Digest(_message.Message):
     def __init__(self, num_chunks: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., path: _Optional[_Union[PathStats, _Mapping]] = ...) -> None: ...
 
 class AttachRequest(_message.Message):
-    __slots__ = ("transfer_id", "lane", "received", "resume")
+    __slots__ = ("transfer_id", "lane", "received", "resume", "given_up")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_UP_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     lane: int
     received: _containers.RepeatedCompositeFieldContainer[SeqRange]
     resume: bool
-    def __init__(self, transfer_id: _Optional[str] = ..., lane: _Optional[int] = ..., received: _Optional[_Iterable[_Union[SeqRange, _Mapping]]] = ..., resume: _Optional[bool] = ...) -> None: ...
+    given_up: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, transfer_id: _Optional[str] = ..., lane: _Optional[int] = ..., received: _Optional[_Iterable[_Union[SeqRange, _Mapping]]] = ..., resume: _Optional[bool] = ..., given_up: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SeqRange(_message.Message):
     __slots__ = ("start", "stop")

@@ -64,6 +64,7 @@ class Net:
     flying: dict[int, list[Chunk]] = field(default_factory=dict)
     sent: int = 0
     landed: int = 0
+    given_up: set[int] = field(default_factory=set)
 
     def report(self) -> None:
         if self.unreported:
@@ -75,7 +76,7 @@ class Net:
         self.lanes[lane] = self.sender.attach(lane)
         self.flying[lane] = []
         if resume:
-            self.sender.resume(self.receiver.received())
+            self.sender.resume(self.receiver.received(), {lane, *self.given_up})
 
     def send(self, lane: int) -> None:
         if lane not in self.lanes:
@@ -105,6 +106,7 @@ class Net:
             self.report()
         for lane in list(self.lanes):
             self.cut(lane)
+        self.given_up = {1, 2, 3}
         self.attach(0, resume=True)
         while self.sender.has_work:
             self.send(0)
@@ -279,7 +281,7 @@ def test_a_changed_cache_is_not_sent_as_a_resend() -> None:
 def test_the_sender_refuses_impossible_resumes_and_closed_attachments() -> None:
     sender = sender_of(hybrid_offer())
     with pytest.raises(ProtocolViolation, match="never sent"):
-        sender.resume([(0, 1)])
+        sender.resume([(0, 1)], [0])
     first = sender.attach(1)
     second = sender.attach(1)
     assert not sender.is_attached(1, first)
@@ -387,3 +389,18 @@ def test_several_states_of_one_group() -> None:
     for chunk in reversed(chunks):
         assert land(receiver, chunk)
     assert receiver.landed_bytes == offer_bytes(offer) == 2 * 3 * (256 * 4 + 48)
+
+
+def test_a_resume_asks_only_for_what_its_own_lane_and_those_given_up_carried() -> None:
+    sender = sender_of(hybrid_offer(tokens=300))
+    sender.ready(KvRange("full", 0, 4, 0, 300))
+    attachments = [sender.attach(lane) for lane in range(3)]
+    carried = [sender.next_chunk(attachment) for attachment in attachments * 2]
+    assert None not in carried
+    sender.detach(0, attachments[0])
+    sender.detach(1, attachments[1])
+    sender.attach(0)
+    assert sender.resume([(0, 1)], [0]) == 1  # chunk 3; chunks 1 and 4 are lane 1's, chunks 2 and 5 are on their way
+    assert sender.resume([(0, 1)], [0]) == 0
+    assert sender.resume([(0, 2)], [0, 1]) == 1
+    assert sender.resent_chunks == 2
