@@ -127,13 +127,22 @@ class Fleet:
         self._changed(member)
         return HeartbeatAnswer(known=True, resync=not in_step)
 
-    def put_snapshot(self, worker_id: WorkerId, incarnation: str, next_seq: int, contents: Sequence[CacheEvent]) -> bool:
-        """Replace what is known of a worker's cache. False: the worker is unknown, so nothing was done."""
+    def put_snapshot(
+        self,
+        worker_id: WorkerId,
+        incarnation: str,
+        next_seq: int,
+        contents: Sequence[CacheEvent],
+        *,
+        continued: bool = False,
+        unfinished: bool = False,
+    ) -> bool:
+        """Take a page of what a worker's cache holds, as in `PrefixIndex.replace`. False: the worker is unknown."""
         member = self._members.get(worker_id)
         if member is None or member.info.incarnation != incarnation:
             return False
         self._cache_revision += 1
-        self._index.replace(worker_id, next_seq, contents)
+        self._index.replace(worker_id, next_seq, contents, continued=continued, unfinished=unfinished)
         return True
 
     def deregister(self, worker_id: WorkerId, incarnation: str) -> None:

@@ -53,6 +53,8 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
                 request.incarnation,
                 request.next_seq,
                 [from_pb_cache_event(event) for event in request.contents],
+                continued=request.continued,
+                unfinished=request.unfinished,
             )
         except PrfaasError as error:
             await rpc.abort(context, error)

@@ -82,6 +82,15 @@ class RouterApi:
             in_flight=int(body.get("in_flight", 0)),
         )
 
+    def sites(self) -> tuple[Mapping[str, Any], ...]:
+        """Sites with their workers, as `/live/state` lists them; none where the router may not be asked."""
+        try:
+            answer = self._http.get("/live/state", timeout=CONNECT_S)
+            answer.raise_for_status()
+            return tuple(answer.json()["sites"])
+        except (httpx.HTTPError, ValueError, KeyError):
+            return ()
+
     def model(self) -> str:
         """The name of the served model. Raises WorkerUnreachable when there is no router."""
         try:

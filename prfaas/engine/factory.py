@@ -32,6 +32,15 @@ def build_engine(settings: EngineSettings, *, source: str, served_name: str, met
     return LoopedEngine(backend, settings, metrics=metrics, clock=clock)
 
 
+def device_of(settings: EngineSettings) -> str:
+    """What an engine with these settings computes on here: "emulated", "cpu", or the name of a GPU. Raises ConfigError."""
+    if settings.kind == "emulated":
+        return "emulated"
+    from prfaas.engine.torch_device import device_name, pick_device
+
+    return device_name(pick_device(settings.device))
+
+
 def _torch(settings: EngineSettings, *, source: str, served_name: str) -> Backend:
     if settings.profile is not None:
         raise ConfigError("profile is for emulated engines; set kind = emulated or leave it out", profile=settings.profile)

@@ -23,6 +23,11 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 
+def device_name(device: torch.device) -> str:
+    """For people: "cpu", or the GPU's own name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def pick_dtype(wanted: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
     """The compute dtype; "auto" is bfloat16 on CUDA and on processors with AVX512-BF16, else float32."""
     if wanted == "float32":

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from prfaas.pb import common_pb2 as prfaas_dot_pb_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18prfaas/pb/registry.proto\x12\tprfaas.pb\x1a\x16prfaas/pb/common.proto\"o\n\x0e\x43\x61\x63heGroupInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x13\n\x0b\x65ntry_bytes\x18\x03 \x01(\x04\x12\x1a\n\rwindow_tokens\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x10\n\x0e_window_tokens\"\xaa\x02\n\nWorkerInfo\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0c\n\x04site\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x1a\n\x12\x66ingerprint_digest\x18\x07 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x08 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\t \x01(\r\x12\x14\n\x0ctotal_blocks\x18\n \x01(\x04\x12\x13\n\x0bmax_running\x18\x0b \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12/\n\x0c\x63\x61\x63he_groups\x18\x0e \x03(\x0b\x32\x19.prfaas.pb.CacheGroupInfo\"$\n\rRegisterReply\x12\x13\n\x0bheartbeat_s\x18\x01 \x01(\x01\"\xb0\x01\n\x10HeartbeatRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12#\n\x04load\x18\x03 \x01(\x0b\x32\x15.prfaas.pb.WorkerLoad\x12+\n\x0c\x63\x61\x63he_events\x18\x04 \x03(\x0b\x32\x15.prfaas.pb.CacheEvent\x12\"\n\x05links\x18\x05 \x03(\x0b\x32\x13.prfaas.pb.LinkView\"5\n\x0eHeartbeatReply\x12\r\n\x05known\x18\x01 \x01(\x08\x12\x14\n\x0cresync_cache\x18\x02 \x01(\x08\"r\n\rCacheSnapshot\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x10\n\x08next_seq\x18\x03 \x01(\x04\x12\'\n\x08\x63ontents\x18\x04 \x03(\x0b\x32\x15.prfaas.pb.CacheEvent\"\x0f\n\rSnapshotReply\";\n\x11\x44\x65registerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\"\x11\n\x0f\x44\x65registerReply\"!\n\x0c\x44rainRequest\x12\x11\n\ttimeout_s\x18\x01 \x01(\x01\" \n\nDrainReply\x12\x12\n\nunfinished\x18\x01 \x01(\r\"7\n\x0eSetRoleRequest\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x17\n\x0f\x64rain_timeout_s\x18\x02 \x01(\x01\"\"\n\x0cSetRoleReply\x12\x12\n\nunfinished\x18\x01 \x01(\r\"\x0f\n\rStatusRequest\"\xc0\x01\n\x0bStatusReply\x12#\n\x04info\x18\x01 \x01(\x0b\x32\x15.prfaas.pb.WorkerInfo\x12#\n\x04load\x18\x02 \x01(\x0b\x32\x15.prfaas.pb.WorkerLoad\x12\x36\n\x08\x63ounters\x18\x03 \x03(\x0b\x32$.prfaas.pb.StatusReply.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32\xa3\x02\n\x0fRegistryService\x12;\n\x08Register\x12\x15.prfaas.pb.WorkerInfo\x1a\x18.prfaas.pb.RegisterReply\x12\x43\n\tHeartbeat\x12\x1b.prfaas.pb.HeartbeatRequest\x1a\x19.prfaas.pb.HeartbeatReply\x12\x46\n\x10PutCacheSnapshot\x12\x18.prfaas.pb.CacheSnapshot\x1a\x18.prfaas.pb.SnapshotReply\x12\x46\n\nDeregister\x12\x1c.prfaas.pb.DeregisterRequest\x1a\x1a.prfaas.pb.DeregisterReply2\xc3\x01\n\rWorkerService\x12\x37\n\x05\x44rain\x12\x17.prfaas.pb.DrainRequest\x1a\x15.prfaas.pb.DrainReply\x12=\n\x07SetRole\x12\x19.prfaas.pb.SetRoleRequest\x1a\x17.prfaas.pb.SetRoleReply\x12:\n\x06Status\x12\x18.prfaas.pb.StatusRequest\x1a\x16.prfaas.pb.StatusReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18prfaas/pb/registry.proto\x12\tprfaas.pb\x1a\x16prfaas/pb/common.proto\"o\n\x0e\x43\x61\x63heGroupInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x13\n\x0b\x65ntry_bytes\x18\x03 \x01(\x04\x12\x1a\n\rwindow_tokens\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x10\n\x0e_window_tokens\"\xaa\x02\n\nWorkerInfo\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0c\n\x04site\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x1a\n\x12\x66ingerprint_digest\x18\x07 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x08 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\t \x01(\r\x12\x14\n\x0ctotal_blocks\x18\n \x01(\x04\x12\x13\n\x0bmax_running\x18\x0b \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12/\n\x0c\x63\x61\x63he_groups\x18\x0e \x03(\x0b\x32\x19.prfaas.pb.CacheGroupInfo\"$\n\rRegisterReply\x12\x13\n\x0bheartbeat_s\x18\x01 \x01(\x01\"\xb0\x01\n\x10HeartbeatRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12#\n\x04load\x18\x03 \x01(\x0b\x32\x15.prfaas.pb.WorkerLoad\x12+\n\x0c\x63\x61\x63he_events\x18\x04 \x03(\x0b\x32\x15.prfaas.pb.CacheEvent\x12\"\n\x05links\x18\x05 \x03(\x0b\x32\x13.prfaas.pb.LinkView\"5\n\x0eHeartbeatReply\x12\r\n\x05known\x18\x01 \x01(\x08\x12\x14\n\x0cresync_cache\x18\x02 \x01(\x08\"\x99\x01\n\rCacheSnapshot\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x10\n\x08next_seq\x18\x03 \x01(\x04\x12\'\n\x08\x63ontents\x18\x04 \x03(\x0b\x32\x15.prfaas.pb.CacheEvent\x12\x11\n\tcontinued\x18\x05 \x01(\x08\x12\x12\n\nunfinished\x18\x06 \x01(\x08\"\x0f\n\rSnapshotReply\";\n\x11\x44\x65registerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\"\x11\n\x0f\x44\x65registerReply\"!\n\x0c\x44rainRequest\x12\x11\n\ttimeout_s\x18\x01 \x01(\x01\" \n\nDrainReply\x12\x12\n\nunfinished\x18\x01 \x01(\r\"7\n\x0eSetRoleRequest\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x17\n\x0f\x64rain_timeout_s\x18\x02 \x01(\x01\"\"\n\x0cSetRoleReply\x12\x12\n\nunfinished\x18\x01 \x01(\r\"\x0f\n\rStatusRequest\"\xc0\x01\n\x0bStatusReply\x12#\n\x04info\x18\x01 \x01(\x0b\x32\x15.prfaas.pb.WorkerInfo\x12#\n\x04load\x18\x02 \x01(\x0b\x32\x15.prfaas.pb.WorkerLoad\x12\x36\n\x08\x63ounters\x18\x03 \x03(\x0b\x32$.prfaas.pb.StatusReply.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32\xa3\x02\n\x0fRegistryService\x12;\n\x08Register\x12\x15.prfaas.pb.WorkerInfo\x1a\x18.prfaas.pb.RegisterReply\x12\x43\n\tHeartbeat\x12\x1b.prfaas.pb.HeartbeatRequest\x1a\x19.prfaas.pb.HeartbeatReply\x12\x46\n\x10PutCacheSnapshot\x12\x18.prfaas.pb.CacheSnapshot\x1a\x18.prfaas.pb.SnapshotReply\x12\x46\n\nDeregister\x12\x1c.prfaas.pb.DeregisterRequest\x1a\x1a.prfaas.pb.DeregisterReply2\xc3\x01\n\rWorkerService\x12\x37\n\x05\x44rain\x12\x17.prfaas.pb.DrainRequest\x1a\x15.prfaas.pb.DrainReply\x12=\n\x07SetRole\x12\x19.prfaas.pb.SetRoleRequest\x1a\x17.prfaas.pb.SetRoleReply\x12:\n\x06Status\x12\x18.prfaas.pb.StatusRequest\x1a\x16.prfaas.pb.StatusReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,30 +44,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEARTBEATREQUEST']._serialized_end=692
   _globals['_HEARTBEATREPLY']._serialized_start=694
   _globals['_HEARTBEATREPLY']._serialized_end=747
-  _globals['_CACHESNAPSHOT']._serialized_start=749
-  _globals['_CACHESNAPSHOT']._serialized_end=863
-  _globals['_SNAPSHOTREPLY']._serialized_start=865
-  _globals['_SNAPSHOTREPLY']._serialized_end=880
-  _globals['_DEREGISTERREQUEST']._serialized_start=882
-  _globals['_DEREGISTERREQUEST']._serialized_end=941
-  _globals['_DEREGISTERREPLY']._serialized_start=943
-  _globals['_DEREGISTERREPLY']._serialized_end=960
-  _globals['_DRAINREQUEST']._serialized_start=962
-  _globals['_DRAINREQUEST']._serialized_end=995
-  _globals['_DRAINREPLY']._serialized_start=997
-  _globals['_DRAINREPLY']._serialized_end=1029
-  _globals['_SETROLEREQUEST']._serialized_start=1031
-  _globals['_SETROLEREQUEST']._serialized_end=1086
-  _globals['_SETROLEREPLY']._serialized_start=1088
-  _globals['_SETROLEREPLY']._serialized_end=1122
-  _globals['_STATUSREQUEST']._serialized_start=1124
-  _globals['_STATUSREQUEST']._serialized_end=1139
-  _globals['_STATUSREPLY']._serialized_start=1142
-  _globals['_STATUSREPLY']._serialized_end=1334
-  _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_start=1287
-  _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_end=1334
-  _globals['_REGISTRYSERVICE']._serialized_start=1337
-  _globals['_REGISTRYSERVICE']._serialized_end=1628
-  _globals['_WORKERSERVICE']._serialized_start=1631
-  _globals['_WORKERSERVICE']._serialized_end=1826
+  _globals['_CACHESNAPSHOT']._serialized_start=750
+  _globals['_CACHESNAPSHOT']._serialized_end=903
+  _globals['_SNAPSHOTREPLY']._serialized_start=905
+  _globals['_SNAPSHOTREPLY']._serialized_end=920
+  _globals['_DEREGISTERREQUEST']._serialized_start=922
+  _globals['_DEREGISTERREQUEST']._serialized_end=981
+  _globals['_DEREGISTERREPLY']._serialized_start=983
+  _globals['_DEREGISTERREPLY']._serialized_end=1000
+  _globals['_DRAINREQUEST']._serialized_start=1002
+  _globals['_DRAINREQUEST']._serialized_end=1035
+  _globals['_DRAINREPLY']._serialized_start=1037
+  _globals['_DRAINREPLY']._serialized_end=1069
+  _globals['_SETROLEREQUEST']._serialized_start=1071
+  _globals['_SETROLEREQUEST']._serialized_end=1126
+  _globals['_SETROLEREPLY']._serialized_start=1128
+  _globals['_SETROLEREPLY']._serialized_end=1162
+  _globals['_STATUSREQUEST']._serialized_start=1164
+  _globals['_STATUSREQUEST']._serialized_end=1179
+  _globals['_STATUSREPLY']._serialized_start=1182
+  _globals['_STATUSREPLY']._serialized_end=1374
+  _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_start=1327
+  _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_end=1374
+  _globals['_REGISTRYSERVICE']._serialized_start=1377
+  _globals['_REGISTRYSERVICE']._serialized_end=1668
+  _globals['_WORKERSERVICE']._serialized_start=1671
+  _globals['_WORKERSERVICE']._serialized_end=1866
 # @@protoc_insertion_point(module_scope)

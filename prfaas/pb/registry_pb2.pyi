@@ -78,16 +78,20 @@ class HeartbeatReply(_message.Message):
     def __init__(self, known: _Optional[bool] = ..., resync_cache: _Optional[bool] = ...) -> None: ...
 
 class CacheSnapshot(_message.Message):
-    __slots__ = ("worker_id", "incarnation", "next_seq", "contents")
+    __slots__ = ("worker_id", "incarnation", "next_seq", "contents", "continued", "unfinished")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     NEXT_SEQ_FIELD_NUMBER: _ClassVar[int]
     CONTENTS_FIELD_NUMBER: _ClassVar[int]
+    CONTINUED_FIELD_NUMBER: _ClassVar[int]
+    UNFINISHED_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     incarnation: str
     next_seq: int
     contents: _containers.RepeatedCompositeFieldContainer[_common_pb2.CacheEvent]
-    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., next_seq: _Optional[int] = ..., contents: _Optional[_Iterable[_Union[_common_pb2.CacheEvent, _Mapping]]] = ...) -> None: ...
+    continued: bool
+    unfinished: bool
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., next_seq: _Optional[int] = ..., contents: _Optional[_Iterable[_Union[_common_pb2.CacheEvent, _Mapping]]] = ..., continued: _Optional[bool] = ..., unfinished: _Optional[bool] = ...) -> None: ...
 
 class SnapshotReply(_message.Message):
     __slots__ = ()

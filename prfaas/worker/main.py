@@ -23,7 +23,7 @@ from prfaas import rpc
 from prfaas.clock import Clock, MonotonicClock
 from prfaas.config import WorkerSettings
 from prfaas.engine.api import Engine
-from prfaas.engine.factory import build_engine
+from prfaas.engine.factory import build_engine, device_of
 from prfaas.errors import ConfigError
 from prfaas.log import logger
 from prfaas.metrics import Emitter, MetricSet
@@ -145,6 +145,6 @@ def _describe(settings: WorkerSettings, engine: Engine, port: int) -> WorkerInfo
         block_tokens=spec.cache.block_tokens,
         total_blocks=int(engine.counters()["blocks_total"]),
         max_running=settings.engine.max_running,
-        device=settings.engine.kind if settings.engine.kind == "emulated" else settings.engine.device,
+        device=device_of(settings.engine),
         cache_groups=cache_groups(engine),
     )

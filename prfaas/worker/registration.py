@@ -7,6 +7,8 @@ worker serves on meanwhile, and introduces itself again with its whole cache vie
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import grpc
@@ -18,6 +20,7 @@ from prfaas.pb import registry_pb2, registry_pb2_grpc
 from prfaas.types import CacheEvent, LinkView, WorkerInfo, WorkerLoad
 
 CALL_TIMEOUT_S = 3.0
+PAGE_BLOCKS = 32_768  # names of a cache snapshot in one message: half a megabyte
 
 log = logger(__name__)
 
@@ -38,6 +41,23 @@ class Reporter(Protocol):
     def cache_snapshot(self) -> tuple[int, tuple[CacheEvent, ...]]:
         """See `prfaas.engine.api.Engine`."""
         ...
+
+
+def pages(events: Iterable[CacheEvent], most: int) -> Iterator[tuple[CacheEvent, ...]]:
+    """The events in order in pages of at most `most` names; an event with more is cut up."""
+    page: list[CacheEvent] = []
+    room = most
+    for event in events:
+        start = 0
+        while start < len(event.hashes):
+            piece = event.hashes[start : start + room]
+            page.append(replace(event, hashes=piece))
+            start, room = start + len(piece), room - len(piece)
+            if not room:
+                yield tuple(page)
+                page, room = [], most
+    if page:
+        yield tuple(page)
 
 
 class Registration:
@@ -102,13 +122,17 @@ class Registration:
     async def _send_snapshot(self, info: WorkerInfo) -> None:
         self._reporter.take_cache_events()  # the snapshot says it all; what happens from here on has higher numbers
         next_seq, contents = self._reporter.cache_snapshot()
-        message = registry_pb2.CacheSnapshot(
-            worker_id=info.worker_id,
-            incarnation=info.incarnation,
-            next_seq=next_seq,
-            contents=[to_pb_cache_event(event) for event in contents],
-        )
-        await self._registry.PutCacheSnapshot(message, timeout=CALL_TIMEOUT_S)
+        cut = list(pages(contents, PAGE_BLOCKS)) or [()]
+        for number, page in enumerate(cut):
+            message = registry_pb2.CacheSnapshot(
+                worker_id=info.worker_id,
+                incarnation=info.incarnation,
+                next_seq=next_seq,
+                contents=[to_pb_cache_event(event) for event in page],
+                continued=number > 0,
+                unfinished=number < len(cut) - 1,
+            )
+            await self._registry.PutCacheSnapshot(message, timeout=CALL_TIMEOUT_S)
 
     async def _pause(self) -> None:
         """Until the next heartbeat is due or there is news."""

@@ -263,13 +263,24 @@ class PrefixIndex:
             feed.expected += 1
         return feed.expected is not None
 
-    def replace(self, worker_id: WorkerId, next_seq: int, contents: Iterable[CacheEvent]) -> None:
-        """Apply a snapshot: `contents` is everything the worker holds, and its next event has number `next_seq`."""
+    def replace(
+        self,
+        worker_id: WorkerId,
+        next_seq: int,
+        contents: Iterable[CacheEvent],
+        *,
+        continued: bool = False,
+        unfinished: bool = False,
+    ) -> None:
+        """Apply a snapshot, or a page of one: `contents` is what the worker holds, and its next event has number
+        `next_seq`. A page that is `continued` adds to those before it; events are believed again after the one that is
+        not `unfinished`."""
         feed = self._feeds[worker_id]
-        feed.family.clear(worker_id)
+        if not continued:
+            feed.family.clear(worker_id)
         for event in contents:
             feed.family.apply(worker_id, event)
-        feed.expected = next_seq
+        feed.expected = None if unfinished else next_seq
 
     def families(self) -> tuple[FamilyIndex, ...]:
         return tuple(self._families.values())

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.support.served import Served
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 # Long prompts, short answers, and three of four PD nodes that decode: most of the site waits for one prefill node.
@@ -56,12 +57,10 @@ def status(url: str) -> dict[str, Any]:
     return document
 
 
-async def until_converted(http: httpx.AsyncClient) -> str:
-    """Waits for the change; returns the metrics then."""
+async def until_converted(http: httpx.AsyncClient) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while DONE not in (text := (await http.get("/metrics")).text):
+        while DONE not in (await http.get("/metrics")).text:  # noqa: ASYNC110 - it happens in other processes
             await asyncio.sleep(0.2)
-    return text
 
 
 async def test_a_node_that_plans_want_elsewhere_changes_its_role_and_no_request_fails(tmp_path: Path) -> None:
@@ -76,11 +75,13 @@ async def test_a_node_that_plans_want_elsewhere_changes_its_role_and_no_request_
                 tasks.create_task(client(http, seed, stop, answers))
             await until_converted(http)
             before = answers["ok"]
-            while answers["ok"] < before + 50:
-                await asyncio.sleep(0.05)
-            workers = status(served.url)["workers"]
+            await until(lambda: answers["ok"] >= before + 50, PATIENCE_S)
+            document = await asyncio.to_thread(status, served.url)
             stop.set()
         assert set(answers) == {"ok"}
-        assert workers == {"prefill:healthy": 1, "pd_prefill:healthy": 2, "decode:healthy": 2}
+        assert document["workers"] == {"prefill:healthy": 1, "pd_prefill:healthy": 2, "decode:healthy": 2}
+        rows = {w["id"]: (w["role"], w["becomes"], w["device"]) for site in document["sites"] for w in site["workers"]}
+        assert len(rows) == 5
+        assert set(rows.values()) == {(role, None, "emulated") for role in ("prefill", "pd_prefill", "decode")}
     finally:
         await asyncio.to_thread(served.close)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -9,8 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from prfaas.cli.router_api import Piece, RouterApi, Summary
+from prfaas.cli.screen import Screen
+from prfaas.cli.status import show_status
 from prfaas.errors import InvalidRequest, WorkerUnreachable
 
 REPORT = {"route": "remote", "kv_bytes": 5}
@@ -137,3 +141,29 @@ def test_an_error_within_the_stream_is_raised(api: RouterApi, script: Script) ->
     assert isinstance(next(events), Piece)
     with pytest.raises(InvalidRequest, match="it broke"):
         next(events)
+
+
+WORKER = {
+    "id": "pd-decode-0", "role": "decode", "device": "cpu", "state": "converting", "becomes": "pd_prefill", "age_s": 0.24,
+    "running": 3, "max_running": 16, "waiting": 2, "waiting_prefill_tokens": 12_345, "transfers": 1,
+    "blocks": {"used": 25, "cached": 50, "free": 25}, "prefill_tokens_per_s": 0.0,
+}  # fmt: skip
+HEALTH = {"status": "ok", "reduced": False, "model": "m", "workers": {"decode:unhealthy": 1}, "in_flight": 3}
+
+
+def test_status_has_a_row_for_each_worker(api: RouterApi, script: Script) -> None:
+    script.answers["/health"] = (200, HEALTH)
+    script.answers["/live/state"] = (200, {"sites": [{"name": "pd", "workers": [WORKER]}]})
+    said = io.StringIO()
+    assert show_status(api.base_url, None, as_json=False, screen=Screen(Console(file=said, width=160))) == 0
+    (row,) = [line for line in said.getvalue().splitlines() if "pd-decode-0" in line]
+    for cell in ("decode", "cpu", "becomes pd_prefill", "3/16", "2 (12,345 tokens)", "25%", "50%", "0.2 s ago"):
+        assert cell in row
+
+
+def test_status_without_leave_to_see_the_workers_still_tells_the_health(api: RouterApi, script: Script) -> None:
+    script.answers["/health"] = (200, HEALTH)
+    script.answers["/live/state"] = (401, {"error": {"message": "a key is needed"}})
+    said = io.StringIO()
+    assert show_status(api.base_url, None, as_json=False, screen=Screen(Console(file=said, width=160))) == 0
+    assert "3 requests in flight" in said.getvalue()

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from prfaas.clock import MonotonicClock
 from prfaas.config import EngineSettings
 from prfaas.engine.api import Finished, TokensOut
-from prfaas.engine.factory import build_engine
+from prfaas.engine.factory import build_engine, device_of
 from prfaas.errors import ConfigError
 from prfaas.metrics import Emitter, MetricSet
 from prfaas.types import GenerationRequest, RequestId, SamplingParams
@@ -114,3 +115,10 @@ def test_an_emulated_engine_imports_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_device_is_named_as_it_is_and_not_as_it_was_asked_for() -> None:
+    assert device_of(EngineSettings(kind="emulated", device="cuda")) == "emulated"
+    assert device_of(EngineSettings(device="cpu")) == "cpu"
+    found = device_of(EngineSettings(device="auto"))
+    assert found == (torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")

@@ -183,6 +183,18 @@ class TestFeed:
         assert index.apply(W1, [event(STORED, names, seq=3)])
         assert self.hit(index, names) == 3 * BLOCK
 
+    def test_a_snapshot_in_pages_counts_as_it_comes_and_is_in_step_after_the_last(self) -> None:
+        index, names = self.index(), names_of(4)
+        index.replace(W1, 0, [event(STORED, names)])
+        index.replace(W1, 7, [event(STORED, names[:1])], unfinished=True)
+        assert self.hit(index, names) == BLOCK
+        assert not index.apply(W1, [event(STORED, names, seq=7)])
+        index.replace(W1, 7, [event(STORED, names[1:2])], continued=True, unfinished=True)
+        index.replace(W1, 7, [event(STORED, names[2:3])], continued=True)
+        assert self.hit(index, names) == 3 * BLOCK
+        assert index.apply(W1, [event(STORED, names[3:], seq=7)])
+        assert self.hit(index, names) == 4 * BLOCK
+
     def test_a_new_start_of_a_worker_forgets_the_old_one(self) -> None:
         index, names = self.index(), names_of(2)
         index.replace(W1, 0, [event(STORED, names)])
