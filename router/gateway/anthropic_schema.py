@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from router.gateway.body import Body
+from router.gateway.body import Body, Empty
 from router.gateway.openai_schema import Count, Schema, Unit
 
 
@@ -21,7 +21,7 @@ class TextBlock(Body):
     type: Literal["text"]
     text: str
     cache_control: CacheControl | None = None
-    citations: Annotated[list[object], Field(max_length=0)] | None = None
+    citations: Empty | None = None
 
 
 class ThinkingBlock(Body):

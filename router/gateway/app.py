@@ -18,6 +18,7 @@ from prfaas.metrics import MetricSet
 from prfaas.text import TextModel
 from router.api import FleetReader, Pipeline
 from router.gateway.anthropic_messages import anthropic_routes
+from router.gateway.arrivals import Arrivals
 from router.gateway.core import GatewayCore
 from router.gateway.encoder import Encoder
 from router.gateway.entrance import Entrance
@@ -66,8 +67,8 @@ def create_app(
         encoder.close()
 
     app = FastAPI(title="prfaas", summary="OpenAI-compatible inference over disaggregated prefill", lifespan=lifespan)
-    limit = settings.limits.max_body_bytes
-    app.add_middleware(Entrance, gate=door, keys=_keys(settings, clock), metrics=metrics, clock=clock, max_body_bytes=limit)
+    arrivals = Arrivals(limit_bytes=settings.limits.max_body_bytes)
+    app.add_middleware(Entrance, gate=door, keys=_keys(settings, clock), metrics=metrics, clock=clock, arrivals=arrivals)
     _add_error_handlers(app)
     app.include_router(chat_routes(core))
     app.include_router(completion_routes(core))
@@ -120,8 +121,6 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> Response:
-        if isinstance(error.__cause__, PrfaasError):  # raised by the entrance while the framework read the body
-            return await ours(request, error.__cause__)
         path = request.url.path
         where = f"{request.method} {path}"
         code, message = {

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from prfaas.errors import InvalidRequest
 
@@ -24,6 +24,8 @@ def _is_off(value: bool) -> bool:
 
 # What cannot be switched on here. A literal would take 0.0 for false.
 Off = Annotated[bool, AfterValidator(_is_off), Field(json_schema_extra={"const": False})]
+# A list that SDKs send back as they got it; nothing ever puts anything into it.
+Empty = Annotated[list[object], Field(max_length=0), WithJsonSchema({"type": "array", "const": []})]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 

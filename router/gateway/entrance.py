@@ -1,20 +1,20 @@
-"""The door every HTTP request passes, whatever it asks: a name, a place, a bound on its body, and one count at its end.
+"""The door every HTTP request passes, whatever it asks: a name, a bound on its body, a place, and one count at its end.
 
 Plain ASGI, so that it costs microseconds and lets disconnects through. Knows paths only as "generates" or "does not".
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prfaas.clock import Clock
-from prfaas.errors import PrfaasError, RequestError
+from prfaas.errors import PrfaasError
 from prfaas.log import logger
 from prfaas.metrics import REQUESTS, MetricSet
+from router.gateway.arrivals import Arrivals, replayed
 from router.gateway.errors import error_body_for
 from router.gateway.gate import Gate
 from router.gateway.keys import Keys
@@ -25,6 +25,7 @@ from router.gateway.visit import STATE_KEY, Visit, visit_from_headers
 GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"})
 # Places that need no key: probes, scrapes, and the page's own files, which hold nothing of the deployment.
 OPEN = frozenset({"/health", "/metrics", "/", "/openapi.json"})
+UNREAD = (408, 413)  # answers to a body of which the rest is not wanted
 log = logger(__name__)
 
 
@@ -38,25 +39,18 @@ def is_administrative(path: str) -> bool:
     return path.startswith("/live/")
 
 
-class BodyTooLarge(RequestError):
-    """The body passes the limit; detail: limit_bytes."""
-
-    code = "body_too_large"
-    http_status = 413
-
-
 class Entrance:
     """ASGI middleware around the whole application."""
 
     def __init__(
-        self, app: ASGIApp, *, gate: Gate, keys: Keys | None, metrics: MetricSet, clock: Clock, max_body_bytes: int
+        self, app: ASGIApp, *, gate: Gate, keys: Keys | None, metrics: MetricSet, clock: Clock, arrivals: Arrivals
     ) -> None:
         self._app = app
         self._gate = gate
         self._keys = keys
         self._metrics = metrics
         self._clock = clock
-        self._max_body_bytes = max_body_bytes
+        self._arrivals = arrivals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,8 +68,10 @@ class Entrance:
                     visit.caller.check_admin()
                 if generating:
                     visit.caller.admit()
+            if scope["method"] == "POST":
+                receive = replayed(await self._arrivals.body(headers, receive), receive)
             with self._gate.enter() if generating else nullcontext():
-                await self._app(scope, _Bounded(receive, headers, self._max_body_bytes).receive, door.send)
+                await self._app(scope, receive, door.send)
         except PrfaasError as error:
             visit.fail(error)
             await door.refuse(problem_of(error), scope["path"])
@@ -88,28 +84,6 @@ class Entrance:
             if generating:
                 visit.charge()
                 self._metrics.inc(REQUESTS, outcome=visit.outcome, reason=visit.reason)
-
-
-class _Bounded:
-    """Counts body bytes as they are received."""
-
-    def __init__(self, receive: Receive, headers: Mapping[bytes, bytes], limit_bytes: int) -> None:
-        self._receive = receive
-        self._limit_bytes = limit_bytes
-        self._seen_bytes = 0
-        declared = headers.get(b"content-length", b"")
-        self._declared_bytes = int(declared) if declared.isdigit() else 0
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.request":
-            self._seen_bytes += len(message.get("body", b""))
-            if max(self._seen_bytes, self._declared_bytes) > self._limit_bytes:
-                raise BodyTooLarge(
-                    f"the request body is larger than the limit of {self._limit_bytes} bytes; send less at once",
-                    limit_bytes=self._limit_bytes,
-                )
-        return message
 
 
 class _Door:
@@ -133,6 +107,8 @@ class _Door:
             return
         body: Any = error_body_for(path)(problem, self._visit.request_id)
         headers = {"content-type": "application/json", **problem.headers}
+        if problem.status in UNREAD:
+            headers["connection"] = "close"
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": problem.status, "headers": raw})
         await self.send({"type": "http.response.body", "body": dump(body)})

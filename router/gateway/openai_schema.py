@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from router.gateway.body import Body, Finite, Off, Seed, TokenId
+from router.gateway.body import Body, Empty, Finite, Off, Seed, TokenId
 
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
@@ -93,7 +93,7 @@ class AssistantMessage(Body):
     tool_calls: list[ToolCall] | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
-    annotations: Annotated[list[object], Field(max_length=0)] | None = None
+    annotations: Empty | None = None
     audio: None = None
     function_call: None = None
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from router.gateway.body import Body, Off
+from router.gateway.body import Body, Empty, Off
 from router.gateway.openai_schema import Count, Schema
 
 
@@ -15,7 +15,7 @@ class TextContent(Body):
 
     type: Literal["input_text", "output_text"]
     text: str
-    annotations: Annotated[list[object], Field(max_length=0)] | None = None
+    annotations: Empty | None = None
     logprobs: list[object] | None = None
 
 
@@ -52,7 +52,7 @@ class ReasoningText(Body):
 
 class ReasoningItem(Body):
     type: Literal["reasoning"]
-    summary: Annotated[list[object], Field(max_length=0)] = Field(default_factory=list)
+    summary: Empty = Field(default_factory=list)
     content: list[ReasoningText] | None = None
     id: str | None = None
     status: Literal["in_progress", "completed", "incomplete"] | None = None
