@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -227,14 +228,17 @@ def deep_merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any
 
 
 def environment_layer(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Turn `PRFAAS_A__B=v` into {"a": {"b": v}}; values are read as YAML scalars."""
+    """Turn `PRFAAS_A__B=v` into {"a": {"b": v}}; values are read as YAML. Raises ConfigError for one that is not."""
     source = os.environ if environ is None else environ
     layer: dict[str, Any] = {}
     for key, text in sorted(source.items()):
         if not key.startswith(ENV_PREFIX) or "__" not in key[len(ENV_PREFIX) :]:
             continue
         path = key[len(ENV_PREFIX) :].lower().split("__")
-        value: Any = yaml.safe_load(text)
+        try:
+            value: Any = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"the value of {key} is not YAML: {error}") from error
         for part in reversed(path):
             value = {part: value}
         layer = deep_merge(layer, value)
@@ -244,8 +248,8 @@ def environment_layer(environ: Mapping[str, str] | None = None) -> dict[str, Any
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a settings file. Raises ConfigError when it is missing, unreadable or not a mapping."""
     try:
-        document = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the settings file {path}: {error}") from error
     if document is None:
         return {}
@@ -268,13 +272,35 @@ def resolve(
     return validate(kind, merged)
 
 
-def validate(kind: type[SettingsT], document: Mapping[str, Any]) -> SettingsT:
-    """Validate a nested mapping as `kind`. Raises ConfigError naming every bad key."""
+def validate(kind: type[SettingsT], document: Mapping[str, Any], *, at: str = "") -> SettingsT:
+    """Validate a nested mapping as `kind`, found at the key `at` of a larger document ("" is the whole).
+
+    Raises ConfigError naming every bad key by its full path, and what a misspelt one may have meant.
+    """
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or kind.__name__}: {e['msg']}" for e in error.errors()]
+        lines = []
+        for problem in error.errors():
+            path = ".".join(map(str, ([at] if at else []) + list(problem["loc"])))
+            what = _unknown_key(kind, problem["loc"]) if problem["type"] == "extra_forbidden" else problem["msg"]
+            lines.append(f"  {path or kind.__name__}: {what}")
         raise ConfigError("these settings are wrong:\n" + "\n".join(lines)) from error
+
+
+def _unknown_key(kind: type[Settings], path: tuple[int | str, ...]) -> str:
+    for part in path[:-1]:
+        field = kind.model_fields.get(str(part))
+        kind = (field and _settings_in(field.annotation)) or kind  # a list's index or a mapping's key leads no deeper
+    close = get_close_matches(str(path[-1]), kind.model_fields, n=1)
+    return "there is no such setting" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _settings_in(annotation: Any) -> type[Settings] | None:
+    """The settings class that an annotation such as `tuple[PoolSettings, ...]` or `EngineSettings | None` holds."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    return next((found for found in map(_settings_in, get_args(annotation)) if found is not None), None)
 
 
 def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
