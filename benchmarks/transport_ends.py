@@ -245,8 +245,8 @@ async def mixed(end: EndSettings) -> None:
 def raw_sender(end: EndSettings) -> None:
     """Sends each connection's share in pieces, with a CRC in front of every piece."""
     listener = socket.create_server((end.bind, end.port), backlog=64)
-    print(listener.getsockname()[1], flush=True)
     buffer = memoryview(bytearray(os.urandom(1024**2) * (end.size_bytes // 1024**2 + 1)))
+    print(listener.getsockname()[1], flush=True)
 
     def serve(connection: socket.socket) -> None:
         with connection:

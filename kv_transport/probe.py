@@ -14,8 +14,10 @@ import grpc
 import grpc.aio
 
 from kv_transport import tcp_info
+from kv_transport.grpc_client import lane_options, window_bytes
 from kv_transport.grpc_server import PROBE, SERVICE
 from kv_transport.session.lane_tuner import GAIN
+from kv_transport.tls_cost import tls_s_per_gbyte
 from prfaas import rpc
 from prfaas.clock import Clock, unix_time_s
 from prfaas.config import TransportSettings
@@ -43,6 +45,8 @@ class LinkReport:
     site: str
     tls: bool
     connect_s: float  # TCP, and TLS where it is on, up to the first answer
+    tls_connect_s: float  # the part of it that TLS adds
+    tls_s_per_gbyte: float  # processor seconds to seal and open a GB on this machine; 0 without TLS
     rtt_s: float  # smallest application-level round trip on an open connection
     rtt_median_s: float
     clock_skew_s: float  # the sender's wall clock minus ours
@@ -71,8 +75,9 @@ async def probe_link(
     Raises what a transfer's connection would: WorkerUnreachable, ConfigError.
     """
     say = progress or (lambda _: None)
-    channels = [rpc.channel(address, settings.tls, own_connection=True) for _ in range(settings.max_lanes)]
+    channels = [rpc.channel(address, settings.tls, own_connection=True)]
     try:
+        tcp_connect_s = await _tcp_connect_s(address, settings, clock)
         began_s = clock.now_s()
         await _pull(channels[0], address, 0, settings)
         connect_s = clock.now_s() - began_s
@@ -83,11 +88,17 @@ async def probe_link(
             trips.append(clock.now_s() - before_s)
             skews.append(pull.reply.unix_time_s - (before_unix_s + trips[-1] / 2))
         say(f"round trip {min(trips) * 1e3:.2f} ms")
+        options = lane_options(window_bytes(min(trips)))
+        lanes_of = rpc.TlsFiles(settings.tls, clock) if settings.tls.enabled else None
+        for _ in range(settings.max_lanes):
+            channel = rpc.channel(address, settings.tls, own_connection=True, files=lanes_of, extra_options=options)
+            channels.append(channel)
+        await asyncio.gather(*(_pull(channel, address, 0, settings) for channel in channels[1:]))
         rates, sent, retransmitted = [], 0, 0
         for lanes in _lane_counts(settings.max_lanes):
             began_s = clock.now_s()
             share = probe_bytes // lanes
-            pulls = await asyncio.gather(*(_pull(channel, address, share, settings) for channel in channels[:lanes]))
+            pulls = await asyncio.gather(*(_pull(channel, address, share, settings) for channel in channels[1 : lanes + 1]))
             rates.append(LaneRate(lanes, sum(p.num_bytes for p in pulls) / (clock.now_s() - began_s)))
             sent += sum(p.reply.path.sent_bytes for p in pulls)
             retransmitted += sum(p.reply.path.retransmitted_bytes for p in pulls)
@@ -99,6 +110,8 @@ async def probe_link(
             site=pulls[0].reply.site,
             tls=settings.tls.enabled,
             connect_s=connect_s,
+            tls_connect_s=max(0.0, connect_s - tcp_connect_s - min(trips)) if settings.tls.enabled else 0.0,
+            tls_s_per_gbyte=tls_s_per_gbyte(settings.tls, clock),
             rtt_s=min(trips),
             rtt_median_s=statistics.median(trips),
             clock_skew_s=skews[trips.index(min(trips))],
@@ -118,6 +131,19 @@ def recommend(rates: list[LaneRate]) -> int:
         if rate.bytes_per_s > best.bytes_per_s * GAIN:
             best = rate
     return best.lanes
+
+
+async def _tcp_connect_s(address: str, settings: TransportSettings, clock: Clock) -> float:
+    """Seconds to open a bare TCP connection."""
+    began_s = clock.now_s()
+    try:
+        async with asyncio.timeout(settings.connect_timeout_s):
+            _, writer = await asyncio.open_connection(rpc.host_of(address), int(address.rpartition(":")[2]))
+    except (OSError, TimeoutError) as error:
+        raise WorkerUnreachable(f"{address} cannot be connected to: {error}", address=address) from error
+    took_s = clock.now_s() - began_s
+    writer.transport.abort()
+    return took_s
 
 
 def _lane_counts(max_lanes: int) -> list[int]:

@@ -64,6 +64,9 @@ def describe(report: LinkReport) -> list[str]:
         f"connecting takes {report.connect_s * 1e3:.1f} ms, {trips}",
         f"{rates}: {report.recommended_lanes} {'is' if report.recommended_lanes == 1 else 'are'} recommended",
     ]
+    if report.tls:
+        handshake = f"TLS adds {report.tls_connect_s * 1e3:.1f} ms to a new connection"
+        lines.append(f"{handshake} and {report.tls_s_per_gbyte:.2f} s of processor time to a GB, both ends together")
     if report.path_mtu_bytes:
         lines.append(f"path MTU {report.path_mtu_bytes} bytes, {report.loss_ratio:.3%} of the bytes were sent again")
     skew = f"the clock there is {abs(report.clock_skew_s) * 1e3:.1f} ms {'ahead' if report.clock_skew_s > 0 else 'behind'}"

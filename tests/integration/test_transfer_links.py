@@ -12,9 +12,10 @@ from kv_transport.probe import LaneRate, probe_link, recommend
 from kv_transport.testing.harness import NOWHERE, GrpcHarness
 from kv_transport.testing.sources import FakeHandler, KeepingSink, hybrid_offer, order_of, source_of
 from kv_transport.testing.suite import settled
+from kv_transport.tls_cost import tls_s_per_gbyte
 from prfaas.clock import MonotonicClock
 from prfaas.config import TransportSettings
-from prfaas.errors import WorkerUnreachable
+from prfaas.errors import ConfigError, WorkerUnreachable
 from tests.support.certs import Authority
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="TCP_INFO is read on Linux only")
@@ -62,6 +63,8 @@ async def test_probing_a_path(tls: bool, tmp_path: Path) -> None:
     assert 0 < report.rtt_s <= report.rtt_median_s
     assert abs(report.clock_skew_s) < 0.5
     assert len(lines) == 4
+    assert report.connect_s > 0
+    assert (report.tls_connect_s > 0) == (report.tls_s_per_gbyte > 0) == tls
     if sys.platform == "linux":
         assert report.path_mtu_bytes > 1000
 
@@ -69,6 +72,14 @@ async def test_probing_a_path(tls: bool, tmp_path: Path) -> None:
 async def test_probing_nobody() -> None:
     with pytest.raises(WorkerUnreachable):
         await probe_link(NOWHERE, TransportSettings(), MonotonicClock())
+
+
+def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    tls = Authority.make().issue(tmp_path)
+    assert tls.key_file is not None
+    tls.key_file.write_text("not a key")
+    with pytest.raises(ConfigError, match="certificate"):
+        tls_s_per_gbyte(tls, MonotonicClock(), sample_bytes=2**16)
 
 
 def test_recommended_lanes() -> None:

@@ -15,7 +15,9 @@ from prfaas.errors import WorkerUnreachable
 
 def report(**changes: object) -> LinkReport:
     fields: dict[str, object] = {
-        "address": "10.0.0.1:7000", "worker_id": "p-0", "site": "far", "tls": True, "connect_s": 0.062, "rtt_s": 0.02,
+        "address": "10.0.0.1:7000", "worker_id": "p-0", "site": "far", "tls": True, "connect_s": 0.062,
+        "tls_connect_s": 0.021,
+        "tls_s_per_gbyte": 0.45, "rtt_s": 0.02,
         "rtt_median_s": 0.021, "clock_skew_s": -0.003, "path_mtu_bytes": 1500, "loss_ratio": 0.0012,
         "rates": (LaneRate(1, 125e6), LaneRate(8, 1.25e9)), "recommended_lanes": 8,
     }  # fmt: skip
@@ -27,6 +29,7 @@ def test_a_report_reads_as_sentences_with_units() -> None:
         "p-0 at far (10.0.0.1:7000), mutual TLS",
         "connecting takes 62.0 ms, a round trip 20.00 ms (median 21.00 ms)",
         "one lane carries 1.00 Gbit/s, 8 carry 10.00 Gbit/s: 8 are recommended",
+        "TLS adds 21.0 ms to a new connection and 0.45 s of processor time to a GB, both ends together",
         "path MTU 1500 bytes, 0.120% of the bytes were sent again",
         "the clock there is 3.0 ms behind",
     ]
