@@ -29,16 +29,14 @@ from typing import Any
 
 from benchmarks.table import Measurement, Report, arguments, finish
 from benchmarks.transport_ends import NUM_LAYERS, offer_of
-from kv_transport import frames
 from kv_transport.api import Offer
 from kv_transport.grpc_client import GrpcPrefillTransport
-from kv_transport.messages import Digest
+from kv_transport.testing.fuzz import feed_decoder
 from kv_transport.testing.harness import RECEIVER_SITE, GrpcHarness
-from kv_transport.testing.sources import FIRST, FakeHandler, FakeSource, KeepingSink, source_of
+from kv_transport.testing.sources import FakeHandler, FakeSource, KeepingSink, source_of
 from kv_transport.testing.sources import order_of as small_order
 from prfaas.clock import MonotonicClock
 from prfaas.config import TransportSettings, wan_emulator
-from prfaas.errors import ChunkCorrupt, ProtocolViolation
 from prfaas.modelspec import KvRange
 from tests.support.certs import Authority
 from tests.support.tcp_proxy import Connection, proxy_to
@@ -267,24 +265,8 @@ async def _survives(transport: GrpcPrefillTransport, port: int, source: FakeSour
 
 def fuzz(report: Report, options: argparse.Namespace, inputs: int = 1_000_000) -> None:
     """Random and mutated frames into the decoder."""
-    rng = random.Random(options.seed)
-    header = frames.ChunkHeader(0, 1, 7, 2, 5, 64, 128, 64, 64)
-    seeds = [
-        frames.encode_chunk(header, [bytes(64)])[1],
-        frames.encode_first(frames.First(FIRST, 0.1)),
-        frames.encode_digest(Digest(5, 1000, bytes(32))),
-    ]
-    refused = 0
     before = peak_of(os.getpid())
-    for _ in range(inputs):
-        frame = bytearray(rng.choice(seeds)) if rng.random() < 0.8 else bytearray(rng.randbytes(rng.randrange(80)))
-        for _ in range(rng.randrange(1, 4)):
-            if frame:
-                frame[rng.randrange(len(frame))] = rng.randrange(256)
-        try:
-            frames.decode(bytes(frame))
-        except (ProtocolViolation, ChunkCorrupt):
-            refused += 1
+    refused = feed_decoder(inputs, random.Random(options.seed))
     grown = (peak_of(os.getpid()) - before) / MIB
     note = f"{refused} of {inputs} refused, none crashed"
     report.add(Measurement("fuzz: memory grown over a million frames", grown, "MiB", None, 16.0, True, note))

@@ -29,7 +29,7 @@ PREFILL = "Prefill"
 ATTACH = "Attach"
 FINISH = "Finish"
 PROBE = "Probe"
-CODING_THREADS = 2
+READING_THREADS = 2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -97,12 +97,13 @@ def serve_transfers(
     site: SiteId,
     clock: Clock,
     metrics: MetricSet | None = None,
+    reads_block: bool = False,
 ) -> TransferServer:
     """Add the transfer methods to a server that has not started yet. Call on the event loop; close the result before
-    stopping the server."""
-    # Coding a chunk takes milliseconds, which the event loop does not have; framing one as it is takes a tenth of one.
-    coding = settings.wire_codec != AsIs.name
-    readers = ThreadPoolExecutor(CODING_THREADS, "kv-codec") if coding else None
+    stopping the server. `reads_block`: the sources' `read` may wait, for a lock or for a device."""
+    # Waiting or coding takes milliseconds, which the event loop does not have; framing bytes that are there takes less.
+    threaded = reads_block or settings.wire_codec != AsIs.name
+    readers = ThreadPoolExecutor(READING_THREADS, "kv-read") if threaded else None
     service = SendService(handler, settings, worker_id=worker_id, site=site, clock=clock, metrics=metrics, readers=readers)
     transfers = TransferServer(service, readers)
     transfers.add_to(server)

@@ -1,15 +1,12 @@
 """Control messages of a transfer as plain values, and their protobuf form. Knows no framing and no sockets.
 
-What arrives comes from another machine: a message that cannot be a value is a ProtocolViolation, and every count that
-later sizes something is bounded here.
+What arrives comes from another machine: every count that later sizes something is bounded here. A message that cannot be
+a value is a ProtocolViolation, or an InvalidRequest where `prfaas.convert` says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import TypeVar
 
 from kv_transport.api import FirstTokens, GroupPlan, Offer, PrefillOrder
 from kv_transport.session.coverage import offer_bytes
@@ -20,6 +17,7 @@ from prfaas.convert import (
     to_pb_fingerprint,
     to_pb_generation_request,
     to_pb_token_output,
+    word,
 )
 from prfaas.errors import ProtocolViolation
 from prfaas.modelspec import CacheGroup, DType, GroupKind, TensorSpec
@@ -37,8 +35,6 @@ MAX_SEQ_RANGES = 1 << 20
 MAX_LANES = 4096
 MIN_ID_CHARS = 16
 MAX_ID_CHARS = 64
-
-EnumT = TypeVar("EnumT", bound=StrEnum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +115,6 @@ def bounded(value: int, limit: int, what: str) -> int:
     return value
 
 
-def _word(kind: type[EnumT], text: str, what: str) -> EnumT:
-    try:
-        return kind(text)
-    except ValueError:
-        raise violation(f"{what} is {text!r}; known are {', '.join(kind)}") from None
-
-
 def to_pb_order(order: PrefillOrder, transfer_id: TransferId) -> transfer_pb2.PrefillOrder:
     return transfer_pb2.PrefillOrder(
         transfer_id=transfer_id,
@@ -185,12 +174,12 @@ def from_pb_plan(message: transfer_pb2.GroupPlan) -> GroupPlan:
     tensors = []
     for tensor in message.tensors:
         bounded(len(tensor.shape), MAX_DIMENSIONS, "dimensions of a tensor")
-        spec = TensorSpec(tensor.name, tuple(tensor.shape), _word(DType, tensor.dtype, "dtype"))
+        spec = TensorSpec(tensor.name, tuple(tensor.shape), word(DType, tensor.dtype, "dtype"))
         bounded(spec.num_bytes, MAX_ENTRY_BYTES, "bytes of an entry")
         tensors.append(spec)
     group = CacheGroup(
         name=message.name,
-        kind=_word(GroupKind, message.kind, "group kind"),
+        kind=word(GroupKind, message.kind, "group kind"),
         layers=tuple(message.layers),
         tensors=tuple(tensors),
         window_tokens=message.window_tokens if message.HasField("window_tokens") else None,
@@ -200,7 +189,7 @@ def from_pb_plan(message: transfer_pb2.GroupPlan) -> GroupPlan:
         token_start=message.token_start,
         token_stop=message.token_stop,
         state_positions=tuple(message.state_positions),
-        wire_dtypes=tuple(_word(DType, t.wire_dtype, "wire_dtype") for t in message.tensors),
+        wire_dtypes=tuple(word(DType, t.wire_dtype, "wire_dtype") for t in message.tensors),
     )
 
 
@@ -265,16 +254,12 @@ def from_pb_digest(message: transfer_pb2.Digest) -> Digest:
     return Digest(message.num_chunks, message.wire_bytes, message.sha256, path)
 
 
-def to_pb_ranges(ranges: Iterable[Sequence[int]]) -> list[transfer_pb2.SeqRange]:
-    return [transfer_pb2.SeqRange(start=start, stop=stop) for start, stop in ranges]
-
-
 def to_pb_attach(attach: Attach) -> transfer_pb2.AttachRequest:
     return transfer_pb2.AttachRequest(
         transfer_id=attach.transfer_id,
         lane=attach.lane,
         resume=attach.resume,
-        received=to_pb_ranges(attach.received),
+        received=[transfer_pb2.SeqRange(start=start, stop=stop) for start, stop in attach.received],
         given_up=attach.given_up,
     )
 

@@ -36,7 +36,7 @@ log = logger(__name__)
 # short transfer's chunk waits for one chunk and not for eight; with YIELD_S this starts 1000 chunks a second even if every
 # receiver blocks.
 SEND_TURNS = 1
-CODING_TURNS = 4  # where other threads read and code
+READING_TURNS = 4  # where other threads read and code chunks
 SWEEP_S = 1.0
 MAX_PROBE_BYTES = 1024**3
 MAX_PROBE_MESSAGE_BYTES = 4 * 1024**2
@@ -59,7 +59,7 @@ class SendService:
     ) -> None:
         budget = SendBudget(
             own_site=site,
-            turns=SEND_TURNS if readers is None else CODING_TURNS,
+            turns=SEND_TURNS if readers is None else READING_TURNS,
             in_flight_bytes=settings.send_buffer_bytes,
             site_bytes_per_s=settings.egress_bytes_per_s,
             tenant_bytes_per_s=settings.tenant_egress_bytes_per_s,

@@ -33,4 +33,5 @@ def serve_prefill(
         site=SiteId(settings.site),
         clock=clock,
         metrics=metrics,
+        reads_block=True,
     )

@@ -45,7 +45,8 @@ from prfaas.types import (
 EnumT = TypeVar("EnumT", bound=StrEnum)
 
 
-def _word(kind: type[EnumT], text: str, param: str) -> EnumT:
+def word(kind: type[EnumT], text: str, param: str) -> EnumT:
+    """The member of an enumeration that a message names. Raises InvalidRequest for a word it does not have."""
     try:
         return kind(text)
     except ValueError:
@@ -90,7 +91,7 @@ def to_pb_sampling(value: SamplingParams) -> common_pb2.SamplingParams:
 def from_pb_sampling(message: common_pb2.SamplingParams) -> SamplingParams:
     grammar = None
     if message.HasField("grammar"):
-        kind = _word(GrammarKind, message.grammar.kind, "sampling.grammar.kind")
+        kind = word(GrammarKind, message.grammar.kind, "sampling.grammar.kind")
         grammar = Grammar(kind=kind, source=message.grammar.source)
     return SamplingParams(
         max_tokens=message.max_tokens,
@@ -166,15 +167,15 @@ def from_pb_decision(message: decode_pb2.Decision) -> Decision:
             worker_id=WorkerId(c.worker_id),
             site=SiteId(c.site),
             address=c.address,
-            route=_word(Route, c.route, "decision.candidates.route"),
+            route=word(Route, c.route, "decision.candidates.route"),
         )
         for c in message.candidates
     )
-    forecasts = ((_word(Route, f.route, "decision.predicted_ttft_s.route"), f.ttft_s) for f in message.predicted_ttft_s)
+    forecasts = ((word(Route, f.route, "decision.predicted_ttft_s.route"), f.ttft_s) for f in message.predicted_ttft_s)
     return Decision(
         decode_worker=WorkerId(message.decode_worker),
         decode_address=message.decode_address,
-        route=_word(Route, message.route, "decision.route"),
+        route=word(Route, message.route, "decision.route"),
         candidates=tuple(candidates),
         reasons=tuple(message.reasons),
         uncached_tokens=message.uncached_tokens,
@@ -210,7 +211,7 @@ def to_pb_token_output(value: TokenOutput) -> common_pb2.TokenOutput:
 def from_pb_token_output(message: common_pb2.TokenOutput) -> TokenOutput:
     finish_reason = None
     if message.HasField("finish_reason"):
-        finish_reason = _word(FinishReason, message.finish_reason, "finish_reason")
+        finish_reason = word(FinishReason, message.finish_reason, "finish_reason")
     prompt_logprobs = None
     if message.HasField("prompt_logprobs"):
         prompt_logprobs = tuple(_from_pb_logprobs(p.entries) for p in message.prompt_logprobs.positions)
@@ -241,7 +242,7 @@ def to_pb_prefill_report(value: PrefillReport) -> decode_pb2.PrefillReport:
 
 def from_pb_prefill_report(message: decode_pb2.PrefillReport) -> PrefillReport:
     return PrefillReport(
-        route=_word(Route, message.route, "prefilled.route"),
+        route=word(Route, message.route, "prefilled.route"),
         worker_id=WorkerId(message.worker_id),
         cached_tokens=message.cached_tokens,
         queue_s=message.queue_s,
@@ -276,7 +277,7 @@ def _to_pb_cache_group(value: CacheGroupInfo) -> registry_pb2.CacheGroupInfo:
 def _from_pb_cache_group(message: registry_pb2.CacheGroupInfo) -> CacheGroupInfo:
     return CacheGroupInfo(
         name=message.name,
-        kind=_word(GroupKind, message.kind, "cache_groups.kind"),
+        kind=word(GroupKind, message.kind, "cache_groups.kind"),
         entry_bytes=message.entry_bytes,
         window_tokens=message.window_tokens if message.HasField("window_tokens") else None,
     )
@@ -305,7 +306,7 @@ def from_pb_worker_info(message: registry_pb2.WorkerInfo) -> WorkerInfo:
         worker_id=WorkerId(message.worker_id),
         incarnation=message.incarnation,
         site=SiteId(message.site),
-        role=_word(Role, message.role, "role"),
+        role=word(Role, message.role, "role"),
         address=message.address,
         model=message.model,
         fingerprint_digest=message.fingerprint_digest,
@@ -355,9 +356,9 @@ def to_pb_cache_event(value: CacheEvent) -> common_pb2.CacheEvent:
 def from_pb_cache_event(message: common_pb2.CacheEvent) -> CacheEvent:
     return CacheEvent(
         seq=message.seq,
-        kind=_word(CacheEventKind, message.kind, "cache_events.kind"),
+        kind=word(CacheEventKind, message.kind, "cache_events.kind"),
         group=message.group,
-        tier=_word(CacheTier, message.tier, "cache_events.tier"),
+        tier=word(CacheTier, message.tier, "cache_events.tier"),
         hashes=tuple(BlockHash(value) for value in message.hashes),
     )
 
