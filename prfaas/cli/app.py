@@ -11,6 +11,7 @@ import typer
 
 from prfaas.cli.bench.command import bench_app
 from prfaas.cli.plan import plan
+from prfaas.cli.profile import profile
 from prfaas.cli.screen import Screen
 from prfaas.cli.simulate import simulate
 from prfaas.errors import PrfaasError
@@ -158,6 +159,7 @@ def status(
 
 @app.command()
 def chat(
+    question: Annotated[str | None, typer.Argument(help="Ask only this, and print the answer [default: talk]")] = None,
     *,
     url: UrlOption = "http://127.0.0.1:8000",
     key: KeyOption = None,
@@ -169,7 +171,7 @@ def chat(
     """Talk to the served model."""
     from prfaas.cli.chat import ChatOptions, run_chat
 
-    run_chat(ChatOptions(url, key, model, system, temperature, max_tokens), Screen())
+    run_chat(ChatOptions(url, key, model, system, temperature, max_tokens, question), Screen())
 
 
 @doctor_app.callback()
@@ -202,6 +204,7 @@ def link(
 
 
 app.command()(plan)
+app.command()(profile)
 app.command()(simulate)
 
 

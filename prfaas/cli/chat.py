@@ -1,20 +1,28 @@
-"""`prfaas chat`: a conversation in the terminal, with what each answer cost."""
+"""`prfaas chat`: a conversation in the terminal, with what each answer cost. Answers go to stdout, all else to stderr."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 
-from prfaas.cli.demo import facts
-from prfaas.cli.router_api import Piece, RouterApi
+from rich.console import Console
+
+from prfaas.cli.demo import facts, speed
+from prfaas.cli.prompt_line import PromptLine
+from prfaas.cli.router_api import Piece, RouterApi, Summary
 from prfaas.cli.screen import Screen
-from prfaas.errors import RequestError
+from prfaas.errors import PrfaasError
 
-HELP = "/reset forgets the conversation, /facts shows how answers were served, /quit (or Ctrl-D) ends"
+HELP = (
+    "/reset forgets the conversation, /retry asks the last question again, /facts shows how answers were served, "
+    "/quit (or Ctrl-D) ends; Ctrl-C stops an answer; a line that ends with \\ goes on"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """How to talk, and to whom."""
+    """How to talk, and to whom. With a `question` that is all that is asked."""
 
     url: str
     key: str | None
@@ -22,6 +30,7 @@ class ChatOptions:
     system: str | None
     temperature: float | None
     max_tokens: int | None
+    question: str | None = None
 
 
 class Conversation:
@@ -39,59 +48,123 @@ class Conversation:
         """Remember a finished turn."""
         self._messages = [*self.with_question(question), {"role": "assistant", "content": answer}]
 
+    def take_back(self) -> str | None:
+        """Forget the last turn; returns its question, None if there is none."""
+        if len(self._messages) < len(self._opening) + 2:
+            return None
+        *self._messages, question, _ = self._messages
+        return question["content"]
+
     def reset(self) -> None:
         """Forget all turns but keep the system prompt."""
         self._messages = list(self._opening)
 
 
 def run_chat(options: ChatOptions, screen: Screen) -> None:
-    """Read questions until the input ends. Raises WorkerUnreachable when there is no router."""
+    """Read questions until the input ends. Raises WorkerUnreachable when there is no router, and for a single question
+    whatever its answer fails with."""
     api = RouterApi(options.url, api_key=options.key)
-    conversation, show_facts = Conversation(options.system), False
     try:
-        model = options.model or api.model()
-        screen.step(f"{model} at {options.url}. {HELP}")
-        while True:
-            line = screen.console.input("[bold]you>[/] ").strip()
-            if line in ("/quit", "/exit"):
-                return
-            if line == "/reset":
-                conversation.reset()
-            elif line == "/facts":
-                show_facts = not show_facts
-            elif line.startswith("/"):
-                screen.step(HELP)
-            elif line:
-                _turn(api, model, options, conversation, line, screen, show_facts)
-    except (EOFError, KeyboardInterrupt):
+        talk = _Talk(api, options.model or api.model(), options, screen)
+        if options.question is not None:
+            talk.ask(options.question)
+        else:
+            talk.until_told()
+    except KeyboardInterrupt:
         screen.plain()
     finally:
         api.close()
 
 
-def _turn(
-    api: RouterApi, model: str, options: ChatOptions, conversation: Conversation, line: str, screen: Screen, show_facts: bool
-) -> None:
-    """One question and its answer. Ctrl-C cancels the answer (and the work behind it), not the conversation."""
-    screen.console.print(f"{model}> ", end="", markup=False)
-    answer, first_s = "", None
-    events = api.chat(model, conversation.with_question(line), max_tokens=options.max_tokens, temperature=options.temperature)
-    try:
-        for event in events:
-            if isinstance(event, Piece):
-                first_s = event.at_s if first_s is None else first_s
-                answer += event.text
-                screen.console.print(event.text, end="", markup=False)
-            elif show_facts:
-                screen.plain()
-                for fact in facts(event, first_s):
-                    screen.step(fact)
-    except RequestError as error:
-        screen.error(error)
-        return
-    except KeyboardInterrupt:
-        screen.warn("cancelled")
-        return
-    finally:
-        screen.plain()
-    conversation.add(line, answer)
+class _Talk:
+    """One session at the terminal."""
+
+    def __init__(self, api: RouterApi, model: str, options: ChatOptions, screen: Screen) -> None:
+        self._api = api
+        self._model = model
+        self._options = options
+        self._screen = screen
+        self._answers = Console(highlight=False, soft_wrap=True)
+        self._conversation = Conversation(options.system)
+        self._show_facts = False
+
+    def until_told(self) -> None:
+        """Questions and commands until the input ends."""
+        self._screen.step(f"{self._model} at {self._options.url}. {HELP}")
+        lines = PromptLine("you> ", self._screen.console)
+        while (line := lines.read()) is not None:
+            if line in ("/quit", "/exit"):
+                return
+            question = self._obey(line) if line.startswith("/") else line
+            if question:
+                self._turn(question)
+
+    def _obey(self, command: str) -> str | None:
+        """Carry out a command; returns a question that it asks."""
+        if command == "/reset":
+            self._conversation.reset()
+            self._screen.step("a new conversation")
+        elif command == "/facts":
+            self._show_facts = not self._show_facts
+            self._screen.step("facts follow each answer" if self._show_facts else "no more facts")
+        elif command == "/retry":
+            question = self._conversation.take_back()
+            if question is None:
+                self._screen.step("nothing was asked yet")
+            return question
+        else:
+            self._screen.step(HELP)
+        return None
+
+    def _turn(self, question: str) -> None:
+        """Ctrl-C cancels the answer (and the work behind it), not the conversation; nor does a failure end it."""
+        try:
+            self.ask(question)
+        except PrfaasError as error:
+            self._screen.error(error)
+        except KeyboardInterrupt:
+            self._screen.warn("stopped; the question is forgotten")
+
+    def ask(self, question: str) -> None:
+        """Show an answer as it comes, and remember the turn. Raises as `RouterApi.chat`."""
+        options = self._options
+        events = self._api.chat(
+            self._model,
+            self._conversation.with_question(question),
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+        )
+        console = self._screen.console
+        pieces: list[Piece] = []
+        with console.status("") if console.is_terminal else nullcontext():
+            first = next(events)
+        console.print(f"{self._model}> ", end="", markup=False, style="bold")
+        try:
+            for event in chain((first,), events):
+                if isinstance(event, Piece):
+                    self._show(event)
+                    pieces.append(event)
+                else:
+                    self._conversation.add(question, "".join(piece.text for piece in pieces if not piece.thinking))
+                    self._answers.print()
+                    self._account(event, pieces[0].at_s if pieces else None)
+        except (PrfaasError, KeyboardInterrupt):
+            self._answers.print()  # what follows gets a line of its own
+            raise
+
+    def _show(self, piece: Piece) -> None:
+        """Thinking is for the reader, not for a pipe."""
+        if piece.thinking:
+            self._screen.console.print(piece.text, end="", markup=False, style="dim")
+        else:
+            self._answers.print(piece.text, end="", markup=False)
+
+    def _account(self, summary: Summary, first_s: float | None) -> None:
+        """What the answer cost: one line, or all there is to say."""
+        if self._show_facts:
+            for fact in facts(summary, first_s):
+                self._screen.step(fact)
+        elif first_s is not None:
+            said = [f"{first_s:.2f} s to the first token", *speed(summary.usage, summary.total_s, first_s)]
+            said += [f"{summary.report['route']} prefill"] if summary.report.get("route") else []
+            self._screen.console.print(", ".join(said), style="dim", markup=False)

@@ -58,11 +58,12 @@ def facts(summary: Summary, first_s: float | None) -> list[str]:
         lines.append(f"{report['kv_bytes'] / 1e6:.2f} MB of KV cache moved to {report['decode_worker']}")
     if report.get("attempts"):
         lines.append(f"failed attempts before that: {', '.join(report['attempts'])}")
-    lines += _speed(summary.usage, summary.total_s, first_s)
+    lines += speed(summary.usage, summary.total_s, first_s)
     return lines
 
 
-def _speed(usage: Mapping[str, Any], total_s: float, first_s: float | None) -> list[str]:
+def speed(usage: Mapping[str, Any], total_s: float, first_s: float | None) -> list[str]:
+    """Tokens and their rate, in no words or one line."""
     tokens = int(usage.get("completion_tokens", 0))
     if first_s is None or tokens < 2 or total_s <= first_s:
         return []

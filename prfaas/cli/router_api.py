@@ -34,10 +34,11 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some text of the answer, `at_s` seconds after the request was sent."""
+    """Some text of the answer, or of the `thinking` before it, `at_s` seconds after the request was sent."""
 
     text: str
     at_s: float
+    thinking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +131,10 @@ class RouterApi:
                 for event in _events(answer.iter_lines()):
                     if "error" in event:
                         raise InvalidRequest(str(event["error"].get("message", event["error"])))
-                    text = "".join(choice["delta"].get("content") or "" for choice in event.get("choices", ()))
-                    if text:
-                        yield Piece(text, self._clock.now_s() - started_s)
+                    for choice in event.get("choices", ()):
+                        for name, thinking in (("reasoning_content", True), ("content", False)):
+                            if text := choice["delta"].get(name):
+                                yield Piece(text, self._clock.now_s() - started_s, thinking)
                     usage = event.get("usage") or usage
                     report = event.get("prfaas") or report
         except httpx.HTTPError as error:

@@ -123,6 +123,10 @@ def test_a_conversation_remembers_finished_turns_only() -> None:
     conversation.with_question("lost")
     conversation.add("q1", "a1")
     assert [m["content"] for m in conversation.with_question("q2")] == ["be brief", "q1", "a1", "q2"]
+    assert conversation.take_back() == "q1"
+    assert [m["content"] for m in conversation.with_question("q2")] == ["be brief", "q2"]
+    assert conversation.take_back() is None
+    conversation.add("q1", "a1")
     conversation.reset()
     assert [m["role"] for m in conversation.with_question("q3")] == ["system", "user"]
 

@@ -109,11 +109,13 @@ def test_nobody_on_the_port_is_not_a_router() -> None:
 
 
 def test_chat_yields_pieces_then_a_summary(api: RouterApi, script: Script) -> None:
-    stream = [": keep-alive\n\n", delta(None), delta("Hel"), delta("lo"), event(choices=[], usage=USAGE, prfaas=REPORT)]
+    thought = event(choices=[{"delta": {"reasoning_content": "hm"}}])
+    end = event(choices=[], usage=USAGE, prfaas=REPORT)
+    stream = [": keep-alive\n\n", delta(None), thought, delta("Hel"), delta("lo"), end]
     script.answers["/v1/chat/completions"] = (200, [*stream, "data: [DONE]\n\n"])
     events = list(api.chat("m", [{"role": "user", "content": "x"}], max_tokens=5, temperature=0))
     pieces = [e for e in events if isinstance(e, Piece)]
-    assert [piece.text for piece in pieces] == ["Hel", "lo"]
+    assert [(piece.text, piece.thinking) for piece in pieces] == [("hm", True), ("Hel", False), ("lo", False)]
     (summary,) = [e for e in events if isinstance(e, Summary)]
     assert events[-1] is summary
     assert (summary.usage, summary.report) == (USAGE, REPORT)
