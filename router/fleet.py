@@ -29,12 +29,13 @@ from router.api import FleetStatus, MemberView
 from router.facts import facts
 from router.ledger import Dispatch, DispatchId, Ledger
 from router.links import LinkBoard
-from router.policy.costs import UNKNOWN_S_PER_TOKEN, Kind, PrefillFit, PrefillModel
+from router.policy.costs import UNKNOWN_S_PER_TOKEN, Kind
 from router.policy.decide import Verdict
 from router.policy.link_health import Outcomes
 from router.policy.prefix_index import Family, PrefixIndex, PromptNames
 from router.policy.short_loop import Arrival
 from router.policy.view import FleetView, Link, RequestView, Tuning, WorkerView
+from router.speeds import Speeds
 
 _log = logger(__name__)
 
@@ -81,8 +82,7 @@ class Fleet:
         self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT_REQUESTS)
         self._outcomes: dict[Link, Outcomes] = {}
         self._arrivals: deque[Arrival] = deque(maxlen=RECENT_REQUESTS)
-        self._fits: dict[Kind, PrefillFit] = {}
-        self._models: dict[Kind, PrefillModel] = {}
+        self.speeds = Speeds()
         self._view: FleetView | None = None
         self._stale: dict[WorkerId, _Member] = {}  # whose view is behind; several changes between two decisions cost one
         self._counted: set[tuple[str, str, str]] = set()
@@ -187,7 +187,7 @@ class Fleet:
                 links=self._links,
                 tuning=self._tuning,
                 member_timeout_s=self._member_timeout_s,
-                models=self._models,
+                models=self.speeds.models,
             )
         return self._view
 
@@ -239,13 +239,9 @@ class Fleet:
         unclear = report.worker_id != dispatch.decode_worker and 0 < report.cached_tokens <= dispatch.held_tokens
         if member is None or unclear:
             return
-        kind = Kind(member.info.site, member.info.role)
-        fit = self._fits.setdefault(kind, PrefillFit())
-        fit.add(num_tokens - report.cached_tokens, report.cached_tokens, report.prefill_s)
-        model = fit.model()
-        if model is not None:
-            self._models = {**self._models, kind: model}
-            self._view = None
+        kind, cached = Kind(member.info.site, member.info.role), report.cached_tokens
+        self.speeds.learn(kind, num_tokens - cached, cached, report.prefill_s)
+        self._view = None
 
     def ended(self, dispatch_id: DispatchId) -> None:
         """The request is over on its decode worker, however it ended."""
@@ -339,7 +335,7 @@ class Fleet:
 
     def _per_token_s(self, member: _Member) -> float:
         """Seconds per token of the member's queue: as fitted, as reported, or a guess."""
-        model = self._models.get(Kind(member.info.site, member.info.role))
+        model = self.speeds.models.get(Kind(member.info.site, member.info.role))
         if model is not None:
             return model.per_queued_token_s
         speed = member.load.prefill_tokens_per_s

@@ -22,13 +22,16 @@ from prfaas.errors import StartupError
 from prfaas.log import logger
 from prfaas.metrics import Emitter, MetricSet
 from prfaas.pb import registry_pb2_grpc
+from prfaas.planner.inputs import HardwareInput, profiled
 from prfaas.text import TextModel, load_text_model
+from prfaas.types import SiteId
 from router.clients import DecodeClients
 from router.converter import Converter, GrpcRoleControl
 from router.door import Door
 from router.fleet import Fleet
 from router.gateway.app import create_app
 from router.gateway.gate import Gate
+from router.http_protocol import GuardedHttpProtocol
 from router.pipeline import RoutedPipeline
 from router.policy.conversion import ConversionRule
 from router.policy.decide import Policy
@@ -81,6 +84,8 @@ async def _serve(
     tuning = Tuning(settings.policy.threshold_tokens)
     fleet = Fleet(clock=clock, metrics=metrics, member_timeout_s=settings.member_timeout_s, tuning=tuning)
     fleet.tune(tuning)
+    for site, file in settings.policy.profiles.items():
+        fleet.speeds.seed(SiteId(site), profiled(file, "hardware", HardwareInput).prefill_s)
     clients = DecodeClients(settings.tls)
     door = Door(fleet=fleet, settings=settings.admission, slo_s=settings.policy.ttft_slo_s, metrics=metrics, clock=clock)
     pipeline = RoutedPipeline(
@@ -98,7 +103,16 @@ async def _serve(
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryService(fleet), registry)  # type: ignore[no-untyped-call]
     grpc_port = rpc.bind(registry, settings.grpc_host, settings.grpc_port, settings.tls)
     listener = listen(settings.host, settings.port)
-    http = _Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1))
+    http = _Server(
+        uvicorn.Config(
+            app,
+            http=GuardedHttpProtocol,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
     await registry.start()
     tasks = [asyncio.create_task(_keep_house(fleet, clients)), asyncio.create_task(door.run())]
     if settings.policy.adaptive:

@@ -12,6 +12,7 @@ import typer
 from prfaas.cli.bench.command import bench_app
 from prfaas.cli.plan import plan
 from prfaas.cli.profile import profile
+from prfaas.cli.profile import profile
 from prfaas.cli.screen import Screen
 from prfaas.cli.simulate import simulate
 from prfaas.errors import PrfaasError
@@ -204,6 +205,7 @@ def link(
 
 
 app.command()(plan)
+app.command()(profile)
 app.command()(profile)
 app.command()(simulate)
 

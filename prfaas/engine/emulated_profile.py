@@ -8,7 +8,7 @@ from pathlib import Path
 from prfaas.config import PositiveInt, Settings, read_yaml, validate
 from prfaas.errors import ConfigError
 from prfaas.modelspec import CacheGroup, CacheSpec, DType, Fingerprint, GroupKind, ModelSpec, TensorSpec, cache_digest
-from prfaas.planner.inputs import HardwareInput
+from prfaas.planner.inputs import HardwareInput, ModelInput
 
 
 class TensorShape(Settings):
@@ -66,10 +66,12 @@ class ModelShape(Settings):
 
 
 class EmulationInput(Settings):
-    """A profile file. Without `model` the cache's shape is read from the served model's files, which needs torch."""
+    """A profile file, as `prfaas profile` writes it. Without `model` the cache's shape is read from the served model's
+    files, which needs torch. `kv` is for plans: S_kv against length."""
 
     hardware: HardwareInput
     model: ModelShape | None = None
+    kv: ModelInput | None = None
 
 
 def load_emulation(path: Path) -> EmulationInput:

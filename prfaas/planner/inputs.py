@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from prfaas.config import Settings, read_yaml, validate
+from prfaas.config import Settings, SettingsT, read_yaml, validate
 from prfaas.errors import ConfigError
 from prfaas.planner.cases import Case, paper_case
 from prfaas.planner.lengths import Lengths
@@ -74,9 +74,9 @@ class PlanInput(Settings):
     """A plan file."""
 
     name: str = "custom"
-    hardware: tuple[HardwareInput, ...]
+    hardware: tuple[HardwareInput | str, ...]  # a text is the path of a profile, as `prfaas profile` writes it
     sites: tuple[SiteInput, ...]
-    model: ModelInput
+    model: ModelInput | str  # likewise
     workload: str  # see `parse_workload`
     mean_output_tokens: Positive | None = None  # None: what the trace says, else 1024
     baseline_pd_instances: Annotated[int, Field(gt=1)] | None = None  # None: all instances of all sites
@@ -87,7 +87,10 @@ class PlanInput(Settings):
 def load_case(path: Path) -> Case:
     """Read a plan file. Raises ConfigError naming what is wrong."""
     given = validate(PlanInput, read_yaml(path))
-    hardware = {h.name: h.to_profile() for h in given.hardware}
+    base = path.parent
+    measured = [profiled(base / h, "hardware", HardwareInput) if isinstance(h, str) else h for h in given.hardware]
+    hardware = {h.name: h.to_profile() for h in measured}
+    model = profiled(base / given.model, "kv", ModelInput) if isinstance(given.model, str) else given.model
     for site in given.sites:
         if site.hardware not in hardware:
             raise ConfigError(f"site {site.name} names hardware {site.hardware!r}; the file defines {sorted(hardware)}")
@@ -107,9 +110,17 @@ def load_case(path: Path) -> Case:
     if given.mean_output_tokens is not None:
         workload = replace(workload, mean_output_tokens=given.mean_output_tokens)
     return Case(
-        given.name, prefill, pd, replace(pd, instances=baseline), given.model.to_profile(), workload,
+        given.name, prefill, pd, replace(pd, instances=baseline), model.to_profile(), workload,
         given.ttft_slo_s, given.itl_slo_s,
     )  # fmt: skip
+
+
+def profiled(path: Path, part: str, kind: type[SettingsT]) -> SettingsT:
+    """One part of a profile file: its "hardware" or its "kv". Raises ConfigError."""
+    document = read_yaml(path)
+    if not isinstance(document.get(part), dict):
+        raise ConfigError(f"the profile {path} has no {part!r}")
+    return validate(kind, document[part])
 
 
 def named_case(name: str) -> Case:
