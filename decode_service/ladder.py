@@ -104,7 +104,7 @@ class PrefillLadder:
             sink.close()
             if arrival is None:
                 landing.abort()
-        return None if arrival is None else self._commit(landing, arrival, tuple(attempts))
+        return None if arrival is None else self._commit(landing, arrival, sink.snapshot_tokens, tuple(attempts))
 
     async def _first_arrival(
         self,
@@ -153,10 +153,10 @@ class PrefillLadder:
             raise ProtocolViolation("the first tokens are not one for each sample", state="complete", frame="first_tokens")
         return result
 
-    def _commit(self, landing: Landing, arrival: _Arrival, attempts: tuple[str, ...]) -> Prefilled:
+    def _commit(self, landing: Landing, arrival: _Arrival, snapshot_tokens: int, attempts: tuple[str, ...]) -> Prefilled:
         candidate, result = arrival.candidate, arrival.result
         started_s = self._clock.now_s()
-        stream = landing.commit(result.first.outputs)
+        stream = landing.commit(result.first.outputs, snapshot_tokens=snapshot_tokens)
         report = PrefillReport(
             route=candidate.route,
             worker_id=candidate.worker_id,

@@ -48,7 +48,8 @@ class LandingSink:
         if len(plan.wire_dtypes) != len(group.tensors):
             raise _violation(f"the offer has {len(plan.wire_dtypes)} dtypes for the tensors of group {group.name}")
         if group.is_state:
-            if plan.state_positions != (self._num_tokens,):
+            *early, last = plan.state_positions or (0,)
+            if last != self._num_tokens or len(early) > 1 or any(not self._may_precede(each) for each in early):
                 raise _violation(f"group {group.name} needs the state at {self._num_tokens}, not {plan.state_positions}")
             return
         start = max(self._landing.held_tokens, group.first_needed_token(self._num_tokens))
@@ -57,6 +58,15 @@ class LandingSink:
                 f"group {group.name} needs tokens {start} to {self._num_tokens}; "
                 f"the offer is {plan.token_start} to {plan.token_stop}"
             )
+
+    def _may_precede(self, position: int) -> bool:
+        return self._landing.held_tokens < position < self._num_tokens
+
+    @property
+    def snapshot_tokens(self) -> int:
+        """The position before the prompt's end whose states the newest offer has in every STATE group; 0 for none."""
+        early = {plan.state_positions[:-1] for plan in self._plans.values() if plan.group.is_state}
+        return next(iter(early))[0] if len(early) == 1 and () not in early else 0
 
     def write(self, landed: KvRange, payload: memoryview, dtypes: Sequence[DType]) -> None:
         """Raises ProtocolViolation for a range that was not offered, TransferGone after `close`."""
@@ -72,7 +82,7 @@ class LandingSink:
             raise _violation(f"a chunk for group {landed.group!r} came, which was not offered")
         layers_fit = 0 <= landed.layer_start < landed.layer_stop <= len(plan.group.layers)
         if plan.group.is_state:
-            tokens_fit = landed.token_start == landed.token_stop == self._num_tokens
+            tokens_fit = landed.token_start == landed.token_stop and landed.token_stop in plan.state_positions
         else:
             tokens_fit = plan.token_start <= landed.token_start < landed.token_stop <= plan.token_stop
         if not (layers_fit and tokens_fit):

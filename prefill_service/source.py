@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 from kv_transport.api import FirstTokens, Queued, RangeReady, SourceEvent
 from prefill_service.outbox import Outbox
-from prfaas.engine.api import Admitted, EngineStream, LayersReady, TokensOut
+from prfaas.engine.api import Admitted, EngineStream, LayersReady, SnapshotReady, TokensOut
 from prfaas.errors import EngineFailed
 from prfaas.modelspec import KvRange
 
@@ -39,12 +39,15 @@ class ExportSource:
         async for event in self._stream.events():
             if isinstance(event, Admitted):
                 self._queue_s, self._cached_tokens = event.queue_s, event.cached_tokens
-                yield self._outbox.offer(event.cached_tokens)
+                yield self._outbox.offer(event.cached_tokens, event.snapshot_tokens)
                 for ready in self._outbox.cached(event.cached_tokens):
                     yield RangeReady(ready)
             elif isinstance(event, LayersReady):
                 self._computed_tokens = max(self._computed_tokens, event.token_stop - self._cached_tokens)
                 for ready in self._outbox.ready(event):
+                    yield RangeReady(ready)
+            elif isinstance(event, SnapshotReady):
+                for ready in self._outbox.snapshot(event.num_tokens):
                     yield RangeReady(ready)
             elif isinstance(event, TokensOut):
                 sampled = True

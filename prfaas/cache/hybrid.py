@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from prfaas.cache.lease import ABSENT, Lease, Move, Snapshot
+from prfaas.cache.lease import ABSENT, Lease, Move
 from prfaas.cache.pool import PoolCounts
+from prfaas.cache.snapshots import Snapshots
 from prfaas.cache.store import PrefixStore
 from prfaas.cache.tree import Node
 from prfaas.modelspec import CacheGroup, CacheSpec, GroupKind
@@ -66,6 +67,7 @@ class HybridCache:
         self._quota_left = {g.name: sizes[g.name] for g in self._sliding}
         self._store = PrefixStore(spec, sizes, host_sizes or {})
         self._pools = self._store.pools
+        self.snapshots = Snapshots(self._store, self._state, block_tokens=self._block_tokens, reuse=reuse)
 
     # Looking
 
@@ -243,6 +245,7 @@ class HybridCache:
                     pool.leave(block)
         for name, slot in lease.slots.items():
             self._pools[name].leave(slot)
+        self.snapshots.release(lease)
         for name, quota in lease.quotas.items():
             self._quota_left[name] += quota
         for node in lease.nodes:
@@ -275,51 +278,6 @@ class HybridCache:
             self._store.refresh(node)
         for name, hashes in stored.items():
             self._store.tell(CacheEventKind.STORED, name, hashes)
-
-    def prepare_snapshot(self, lease: Lease, num_tokens: int, *, rolling: bool) -> Snapshot | None:
-        """Set slots aside for the states after `num_tokens`, a block boundary; None when there is no room or no need.
-
-        A rolling snapshot takes the place of the sequence's previous rolling one.
-        """
-        if not (self.reuse and self._state):
-            return None
-        depth = num_tokens // self._block_tokens
-        known = lease.nodes[depth - 1] if len(lease.nodes) >= depth else None
-        if known is not None and all(name in known.blocks for name in self._state):
-            return None
-        if rolling and lease.rolling is not None:
-            self._store.drop_snapshot(lease.rolling)
-            lease.rolling = None
-        if any(self._pools[name].num_available < 1 for name in self._state):
-            return None
-        moves = tuple(Move(name, lease.slots[name], self._store.take(name)) for name in self._state)
-        for move in moves:
-            self._pools[move.group].use(move.source)
-            self._pools[move.group].use(move.target)
-        return Snapshot(moves, rolling)
-
-    def commit_snapshot(self, lease: Lease, snapshot: Snapshot, num_tokens: int) -> None:
-        """The states were copied and the blocks up to `num_tokens` are published: the prefix can be resumed from."""
-        depth = num_tokens // self._block_tokens
-        node = lease.nodes[depth - 1] if len(lease.nodes) >= depth else None
-        welcome = node is not None and self._store.tree.alive(node) and not any(name in node.blocks for name in self._state)
-        for move in snapshot.moves:
-            if welcome and node is not None:
-                self._store.name_block(node, move.group, move.target)
-                self._store.tell(CacheEventKind.STORED, move.group, [node.name])
-        if welcome and node is not None:
-            self._store.refresh(node)
-            if not node.usable:  # another sequence's copy of its window was evicted meanwhile
-                self._store.drop_snapshot(node)
-            elif snapshot.rolling:
-                lease.rolling = node
-        self.drop_snapshot(snapshot)
-
-    def drop_snapshot(self, snapshot: Snapshot) -> None:
-        """Let go of prepared slots; what was not committed becomes free."""
-        self.settle(snapshot.moves, ran=True)
-        for move in snapshot.moves:
-            self._pools[move.group].leave(move.target)
 
     # Telling
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from prfaas.cache.tree import Node
+from prfaas.modelspec import KvRange
 from prfaas.types import CacheTier
 
 ABSENT = -1  # an entry of a block table whose block the sequence does not hold (outside its window)
@@ -20,6 +21,14 @@ class Move:
     target: int
     source_tier: CacheTier = CacheTier.DEVICE
     target_tier: CacheTier = CacheTier.DEVICE
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """States after `num_tokens`, a block boundary, that a sequence holds besides its working ones: STATE group -> slot."""
+
+    num_tokens: int
+    slots: dict[str, int]
 
 
 @dataclass(slots=True, eq=False)
@@ -39,7 +48,24 @@ class Lease:
     torn: Mapping[str, int]  # SLIDING group -> table index of a block that a landing fills only from the window on
     nodes: list[Node] = field(default_factory=list)
     rolling: Node | None = None
+    kept: Kept | None = None
     closed: bool = False
+
+    def places(self, wanted: KvRange, num_tokens: int) -> tuple[int, ...]:
+        """The block table of a range of a prompt of `num_tokens`, or the one slot of its states; empty for states that
+        are not held."""
+        if wanted.group in self.tables:
+            return tuple(self.tables[wanted.group])
+        if wanted.token_stop == num_tokens:
+            return (self.slots[wanted.group],)
+        if self.kept is None or self.kept.num_tokens != wanted.token_stop:
+            return ()
+        return (self.kept.slots[wanted.group],)
+
+    def ends_in(self, places: frozenset[tuple[str, int]]) -> bool:
+        """Whether a working state, or the last block of a table, is one of these (group, number)."""
+        last = [(name, table[-1]) for name, table in self.tables.items() if table]
+        return not places.isdisjoint((*last, *self.slots.items()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,37 @@
-"""Takes drawn tokens into a job's samples and makes the outputs that its stream will carry. Frees and plans nothing."""
+"""Takes drawn tokens into a job's samples and makes the events that its stream will carry. Frees and plans nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from prfaas.engine.job import Job, Strand
+from prfaas.engine.api import EngineEvent, LayersReady, SnapshotReady
+from prfaas.engine.job import Job, JobKind, Strand
 from prfaas.engine.rules import finish_reason
 from prfaas.modelspec import ModelSpec
 from prfaas.sched.plan import Drawn
+from prfaas.sched.scheduler import Share
+from prfaas.sched.sequence import Sequence as TokenSequence
 from prfaas.types import FinishReason, TokenOutput
+
+
+def readable_at_once(job: Job, sequence: TokenSequence, num_layers: int) -> tuple[EngineEvent, ...]:
+    """What of an export its prefix hit makes readable before anything is computed."""
+    if job.kind is not JobKind.EXPORT or not sequence.cached:
+        return ()
+    return (LayersReady(0, num_layers, 0, sequence.cached), *_kept_at(sequence, sequence.cached))
+
+
+def snapshot_readable(job: Job, share: Share) -> tuple[EngineEvent, ...]:
+    """The snapshot that an export keeps, once the step that reached it has run."""
+    if job.kind is not JobKind.EXPORT or share.snapshot is None:
+        return ()
+    return _kept_at(share.sequence, share.sequence.computed)
+
+
+def _kept_at(sequence: TokenSequence, num_tokens: int) -> tuple[EngineEvent, ...]:
+    kept = sequence.held.kept
+    return (SnapshotReady(num_tokens),) if kept is not None and kept.num_tokens == num_tokens else ()
 
 
 def take_drawn(job: Job, strand: Strand, spec: ModelSpec, drawn: Sequence[Drawn]) -> tuple[TokenOutput, ...]:

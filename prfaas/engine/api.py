@@ -17,10 +17,14 @@ from prfaas.types import CacheEvent, GenerationRequest, TokenOutput, Usage, Work
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The sequence left the queue after `queue_s` seconds; `cached_tokens` of its prompt need no computing."""
+    """The sequence left the queue after `queue_s` seconds; `cached_tokens` of its prompt need no computing.
+
+    Export only: `snapshot_tokens` is the block boundary whose recurrent states will be readable too, 0 for none.
+    """
 
     cached_tokens: int
     queue_s: float
+    snapshot_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,13 @@ class LayersReady:
     layer_stop: int
     token_start: int
     token_stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotReady:
+    """Export only: the states of all layers after `num_tokens`, as announced by Admitted, are readable."""
+
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +62,12 @@ class Finished:
     usage: Usage
 
 
-EngineEvent = Admitted | LayersReady | TokensOut | Finished
+EngineEvent = Admitted | LayersReady | SnapshotReady | TokensOut | Finished
 
 
 class EngineStream(Protocol):
-    """One sequence's events. Generate and landing: Admitted, TokensOut..., Finished. Export: Admitted, LayersReady...,
-    TokensOut (the first tokens), Finished; its cache stays pinned until `release`.
+    """One sequence's events. Generate and landing: Admitted, TokensOut..., Finished. Export: Admitted, LayersReady... (and
+    SnapshotReady among them, if announced), TokensOut (the first tokens), Finished; its cache stays pinned until `release`.
     """
 
     def events(self) -> AsyncIterator[EngineEvent]:
@@ -85,11 +96,14 @@ class Landing(Protocol):
         ...
 
     def write(self, landed: KvRange, payload: memoryview, dtypes: Sequence[DType]) -> None:
-        """Copy canonical bytes in; converts when `dtypes` differ from the resident ones. From any thread."""
+        """Copy canonical bytes in; converts when `dtypes` differ from the resident ones. From any thread.
+
+        States at another boundary than the one there is room for are let go."""
         ...
 
-    def commit(self, first: Sequence[TokenOutput]) -> EngineStream:
-        """Publish the cache and decode on from the first tokens. The stream repeats them as its first TokensOut, with
+    def commit(self, first: Sequence[TokenOutput], *, snapshot_tokens: int = 0) -> EngineStream:
+        """Publish the cache and decode on from the first tokens. `snapshot_tokens`: the block boundary whose states landed
+        too, so that a later prompt can resume there; 0 for none. The stream repeats them as its first TokensOut, with
         the finish reason this engine gives them."""
         ...
 

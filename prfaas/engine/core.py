@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from prfaas.cache.hybrid import Demand, HybridCache
 from prfaas.config import EngineSettings
-from prfaas.engine.answers import accepted_by_grammars, take_drawn, take_first
+from prfaas.engine.answers import accepted_by_grammars, readable_at_once, snapshot_readable, take_drawn, take_first
 from prfaas.engine.api import Admitted, EngineEvent, Finished, LayersReady, TokensOut
 from prfaas.engine.backend import PoolSize
 from prfaas.engine.job import Job, JobId, JobKind, JobState, Sample, Strand
@@ -23,7 +23,7 @@ from prfaas.engine.rows import build_plan, is_answered
 from prfaas.engine.rules import check_request, never_fits, total_tokens
 from prfaas.engine.totals import CoreTotals
 from prfaas.errors import DeadlineExceeded, EngineFailed, PrfaasError, RequestCancelled, TransferGone
-from prfaas.modelspec import ModelSpec
+from prfaas.modelspec import KvRange, ModelSpec
 from prfaas.sched.plan import Drawn, StepPlan, StepResult
 from prfaas.sched.scheduler import Limits, Round, Scheduler
 from prfaas.sched.sequence import Sequence as TokenSequence
@@ -93,6 +93,8 @@ class EngineCore:
             return None
         sequence.lease = job.pinned = opened.lease
         job.cached_tokens = held * self.spec.cache.block_tokens
+        if sequence.keep_tokens is not None:
+            self.cache.snapshots.keep(opened.lease, sequence.keep_tokens, computed=job.cached_tokens)
         self.totals.prefix_queried += num_tokens
         self.totals.prefix_hit += job.cached_tokens
         self._adopt(job)
@@ -102,8 +104,11 @@ class EngineCore:
         """Landings: the block-aligned prefix that is already here."""
         return self._jobs[job_id].cached_tokens
 
-    def commit(self, job_id: JobId, first: Sequence[TokenOutput], *, now_s: float) -> list[tuple[str, tuple[int, ...]]]:
-        """Every byte has landed: publish, and decode on from the first tokens (one for each sample).
+    def commit(
+        self, job_id: JobId, first: Sequence[TokenOutput], *, now_s: float, snapshot_tokens: int = 0
+    ) -> list[tuple[str, tuple[int, ...]]]:
+        """Every byte has landed, the states after `snapshot_tokens` too unless that is 0: publish, and decode on from the
+        first tokens (one for each sample).
 
         Returns sample keys and the tokens that the backend's grammars must accept before the next step.
 
@@ -120,6 +125,7 @@ class EngineCore:
         sequence = strand.sequence
         sequence.computed = sequence.cached = sequence.num_prompt
         self.cache.publish(sequence.held, sequence.names, sequence.computed)
+        self.cache.snapshots.settle_kept(sequence.held, landed_tokens=snapshot_tokens)
         job.state, job.pinned, job.admitted_s = JobState.ACTIVE, None, now_s
         self._emit(job, Admitted(job.cached_tokens, now_s - job.arrival_s))
         outputs = take_first(job, self.spec, first)
@@ -146,8 +152,9 @@ class EngineCore:
         """Unpin an export (cancelling it if it still runs) or abort a landing. Idempotent."""
         self.cancel(job_id)
 
-    def borrow(self, job_id: JobId, group: str) -> tuple[int, ...]:
-        """A group's block table (or its one state slot) for reading or writing outside the core, until `give_back`.
+    def borrow(self, job_id: JobId, wanted: KvRange) -> tuple[int, ...]:
+        """The block table of the range's group (or its one state slot) for reading or writing outside the core, until
+        `give_back`. Empty for states that nobody keeps.
 
         Raises:
             TransferGone: the job is over.
@@ -159,7 +166,7 @@ class EngineCore:
         if lease is None:
             raise TransferGone("nothing of this cache is computed yet")
         job.borrowers += 1
-        return (lease.slots[group],) if group in lease.slots else tuple(lease.tables[group])
+        return lease.places(wanted, len(job.request.tokens))
 
     def give_back(self, job_id: JobId) -> None:
         """The reading or writing is over."""
@@ -211,13 +218,15 @@ class EngineCore:
         for sequence in step.admitted:
             if sequence.restoring:
                 sequence.restoring = False
-                self._cached_ready(self._strands[sequence.sequence_id][0], sequence)
+                job, _ = self._strands[sequence.sequence_id]
+                self._emit_all(job, readable_at_once(job, sequence, self.spec.num_layers))
         for share, row in zip(step.shares, plan.rows, strict=True):
             answer = result.rows[row.sequence_id]
             job, strand = self._strands[share.sequence.sequence_id]
             self.totals.prompt_computed += max(0, min(row.end_tokens, share.sequence.num_prompt) - row.context_tokens)
             if job.state is JobState.LEAVING:
                 continue
+            self._emit_all(job, snapshot_readable(job, share))
             job.prompt_logprobs.extend(answer.prompt_logprobs)
             if answer.drawn:
                 self._drawn(job, strand, answer.drawn, now_s)
@@ -227,12 +236,12 @@ class EngineCore:
         """The step failed: every job in it ends with `error`, and so does every job that it had to prepare copies for."""
         step = self._take_step()
         self.scheduler.fail(step)
-        broken = {(move.group, move.target) for move in step.moves if move.target_tier is CacheTier.DEVICE}
+        broken = frozenset((move.group, move.target) for move in step.moves if move.target_tier is CacheTier.DEVICE)
         touched = {*step.admitted, *(share.sequence for share in step.shares)}
         for job in list(self._jobs.values()):
-            in_step = any(strand.sequence in touched for strand in job.strands)
-            if in_step or any(_is_built_on(broken, strand) for strand in job.strands):
-                self.cancel(job.job_id, error)
+            for sequence in [strand.sequence for strand in job.strands]:
+                if sequence in touched or (sequence.lease is not None and sequence.lease.ends_in(broken)):
+                    self.cancel(job.job_id, error)
         self._free_leaving(step)
 
     def take_events(self) -> list[CoreEvent]:
@@ -276,13 +285,14 @@ class EngineCore:
             return
         job.admitted_s, job.cached_tokens = now_s, sequence.cached
         self.totals.prefix_hit += sequence.cached
-        self._emit(job, Admitted(sequence.cached, now_s - job.arrival_s))
+        kept = sequence.held.kept
+        self._emit(job, Admitted(sequence.cached, now_s - job.arrival_s, 0 if kept is None else kept.num_tokens))
         if not sequence.restoring:
-            self._cached_ready(job, sequence)
+            self._emit_all(job, readable_at_once(job, sequence, self.spec.num_layers))
 
-    def _cached_ready(self, job: Job, sequence: TokenSequence) -> None:
-        if job.kind is JobKind.EXPORT and sequence.cached and job.state is JobState.ACTIVE:
-            self._emit(job, LayersReady(0, self.spec.num_layers, 0, sequence.cached))
+    def _emit_all(self, job: Job, events: Sequence[EngineEvent]) -> None:
+        for event in events if job.state is JobState.ACTIVE else ():
+            self._emit(job, event)
 
     def _drawn(self, job: Job, strand: Strand, drawn: Sequence[Drawn], now_s: float) -> None:
         outputs = take_drawn(job, strand, self.spec, drawn)
@@ -387,12 +397,3 @@ class EngineCore:
             job, strand = self._strands[sequence.sequence_id]
             assert strand in job.strands
             assert job.state is JobState.ACTIVE
-
-
-def _is_built_on(places: set[tuple[str, int]], strand: Strand) -> bool:
-    """Whether a strand holds a slot, or ends in a block, that a copy was to fill."""
-    lease = strand.sequence.lease
-    if lease is None:
-        return False
-    last = [(name, table[-1]) for name, table in lease.tables.items() if table]
-    return not places.isdisjoint((*last, *lease.slots.items()))

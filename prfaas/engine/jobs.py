@@ -6,7 +6,7 @@ from itertools import count
 
 from prfaas.cache.hashing import root_hash
 from prfaas.engine.job import Job, JobId, JobKind, JobState, Sample, Strand
-from prfaas.engine.rules import needs_history, total_tokens
+from prfaas.engine.rules import needs_history, snapshot_position, total_tokens
 from prfaas.modelspec import ModelSpec
 from prfaas.sched.sequence import Sequence
 from prfaas.types import GenerationRequest
@@ -26,6 +26,8 @@ class JobMaker:
         samples = [Sample(i, f"{request.request_id}#{job_id}/{i}" if keyed else "") for i in range(request.sampling.n)]
         sequence = self.sequence(request, now_s, export=kind is JobKind.EXPORT)
         sequence.name_blocks()
+        if kind is not JobKind.GENERATE:
+            sequence.keep_tokens = snapshot_position(request, self._spec)
         return Job(job_id, request, kind, state, now_s, samples, [Strand(sequence, list(samples))])
 
     def sequence(self, request: GenerationRequest, now_s: float, *, export: bool) -> Sequence:

@@ -170,7 +170,7 @@ class LoopedEngine:
     def read_job(self, job_id: JobId, wanted: KvRange) -> memoryview:
         """Read from a job's blocks; they stay while the read lasts. Raises TransferGone."""
         with self._changed:
-            blocks = self._core.borrow(job_id, wanted.group)
+            blocks = self._core.borrow(job_id, wanted)
         try:
             return self._backend.read(wanted, blocks)
         finally:
@@ -179,19 +179,21 @@ class LoopedEngine:
     def write_job(self, job_id: JobId, landed: KvRange, payload: memoryview, dtypes: Sequence[DType]) -> None:
         """Write into a landing's blocks; they stay while the write lasts. Raises TransferGone, ValueError."""
         with self._changed:
-            blocks = self._core.borrow(job_id, landed.group)
+            blocks = self._core.borrow(job_id, landed)
         try:
-            self._backend.write(landed, blocks, payload, dtypes)
+            if blocks:
+                self._backend.write(landed, blocks, payload, dtypes)
         finally:
             self._give_back(job_id)
 
-    def commit_job(self, job_id: JobId, first: Sequence[TokenOutput]) -> EngineStream:
+    def commit_job(self, job_id: JobId, first: Sequence[TokenOutput], snapshot_tokens: int) -> EngineStream:
         """Turn a landing into a running sequence. Raises TransferGone, EngineFailed (the landing is aborted then)."""
         stream = JobStream(self, job_id, asyncio.get_running_loop())
         with self._changed:
             try:
-                for key, tokens in self._core.commit(job_id, first, now_s=self._clock.now_s()):
-                    self._accepts.append((job_id, key, tokens))
+                now_s = self._clock.now_s()
+                accepted = self._core.commit(job_id, first, now_s=now_s, snapshot_tokens=snapshot_tokens)
+                self._accepts.extend((job_id, key, tokens) for key, tokens in accepted)
             except EngineFailed:
                 self._core.cancel(job_id)
                 raise

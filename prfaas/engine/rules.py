@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prfaas.errors import InvalidRequest, OutOfBlocks, PromptTooLong
-from prfaas.modelspec import ModelSpec
+from prfaas.modelspec import GroupKind, ModelSpec
 from prfaas.types import FinishReason, GenerationRequest, SamplingParams
+
+SNAPSHOT_SHARE = 4  # a snapshot may add at most this fraction (a quarter) to what a prompt's whole cache takes
 
 
 def check_request(request: GenerationRequest, spec: ModelSpec) -> None:
@@ -52,6 +54,27 @@ def never_fits(group: str, needed_blocks: int, existing_blocks: int) -> OutOfBlo
 def total_tokens(request: GenerationRequest, spec: ModelSpec) -> int:
     """The most tokens that are ever computed for one sample: prompt and answer, within the context."""
     return min(len(request.tokens) + request.sampling.max_tokens, spec.max_context_tokens)
+
+
+def snapshot_position(request: GenerationRequest, spec: ModelSpec) -> int | None:
+    """The block boundary whose recurrent states travel with a prompt's cache, so that the next turn of the conversation
+    can resume there at the receiver; None where they would not be worth sending.
+
+    States at the prompt's own end fit no other prompt, and a decode leaves a snapshot at the next boundary it reaches; so
+    one is sent unless the answer is sure to get there. It may add at most a share of the prompt's cache to the transfer:
+    short prompts are cheap to compute again. Where sliding windows would have to travel with it, none is sent.
+    """
+    cache, num_tokens, params = spec.cache, len(request.tokens), request.sampling
+    position = max(0, num_tokens - 1) // cache.block_tokens * cache.block_tokens
+    sliding = any(group.kind is GroupKind.SLIDING for group in cache.groups)
+    if position == 0 or sliding or not cache.has_state:
+        return None
+    state_bytes = sum(group.bytes_between(0, 0) for group in cache.groups if group.is_state)
+    if state_bytes * SNAPSHOT_SHARE > cache.request_bytes(num_tokens):
+        return None
+    sure_tokens = params.max_tokens if params.ignore_eos and not params.stop_token_ids else params.min_tokens
+    reaches = num_tokens + sure_tokens - 1 >= position + cache.block_tokens and params.grammar is None
+    return None if reaches else position
 
 
 def penalised(params: SamplingParams) -> bool:

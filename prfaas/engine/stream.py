@@ -25,7 +25,7 @@ class JobPort(Protocol):
 
     def write_job(self, job_id: JobId, landed: KvRange, payload: memoryview, dtypes: Sequence[DType]) -> None: ...
 
-    def commit_job(self, job_id: JobId, first: Sequence[TokenOutput]) -> EngineStream: ...
+    def commit_job(self, job_id: JobId, first: Sequence[TokenOutput], snapshot_tokens: int) -> EngineStream: ...
 
 
 class JobStream:
@@ -76,8 +76,8 @@ class JobLanding:
     def write(self, landed: KvRange, payload: memoryview, dtypes: Sequence[DType]) -> None:
         self._engine.write_job(self._job_id, landed, payload, dtypes)
 
-    def commit(self, first: Sequence[TokenOutput]) -> EngineStream:
-        return self._engine.commit_job(self._job_id, first)
+    def commit(self, first: Sequence[TokenOutput], *, snapshot_tokens: int = 0) -> EngineStream:
+        return self._engine.commit_job(self._job_id, first, snapshot_tokens)
 
     def abort(self) -> None:
         self._engine.end_job(self._job_id)

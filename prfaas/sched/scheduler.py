@@ -148,7 +148,7 @@ class Scheduler:
             sequence.computed += share.num_tokens
             self._cache.publish(sequence.held, sequence.name_blocks(), sequence.computed)
             if share.snapshot is not None:
-                self._cache.commit_snapshot(sequence.held, share.snapshot, sequence.computed)
+                self._cache.snapshots.commit(sequence.held, share.snapshot, sequence.computed)
             self._cache.slide(sequence.held, sequence.computed)
 
     def fail(self, step: Round) -> None:
@@ -156,7 +156,7 @@ class Scheduler:
         self._cache.settle(step.moves, ran=False)
         for share in step.shares:
             if share.snapshot is not None:
-                self._cache.drop_snapshot(share.snapshot)
+                self._cache.snapshots.drop(share.snapshot)
 
     def _admit(self) -> Sequence | None:
         """Seat the next sequence. Without room for the head, one that holds its blocks already may go before it: to
@@ -197,6 +197,8 @@ class Scheduler:
                 sequence.lease, sequence.restoring = opened.lease, from_host
                 sequence.computed = sequence.cached = held_tokens
                 self._moves.extend(opened.moves)
+                if sequence.keep_tokens is not None and not from_host:
+                    self._cache.snapshots.keep(opened.lease, sequence.keep_tokens, computed=held_tokens)
                 return True
         return False
 
@@ -234,7 +236,7 @@ class Scheduler:
         if self._snapshots(sequence) and end % self._block_tokens == 0:
             planned = end == self._next_snapshot(sequence)
             if planned or end >= sequence.num_prompt:
-                snapshot = self._cache.prepare_snapshot(sequence.held, end, rolling=not planned)
+                snapshot = self._cache.snapshots.prepare(sequence.held, end, rolling=not planned)
         return Share(sequence, count, snapshot)
 
     def _snapshots(self, sequence: Sequence) -> bool:

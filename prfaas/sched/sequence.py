@@ -17,7 +17,8 @@ class Sequence:
 
     `tokens` are the prompt's followed by the drawn ones; the last drawn token is not computed yet. `root` names the
     empty prefix. `total_tokens` is the longest it may become. `reuse_prefix` False computes the whole prompt.
-    `preemptible` False: once admitted it keeps what it holds (somebody is reading its cache).
+    `preemptible` False: once admitted it keeps what it holds (somebody is reading its cache). `keep_tokens`: the block
+    boundary whose states it keeps for whoever reads its cache.
     """
 
     sequence_id: int
@@ -31,6 +32,7 @@ class Sequence:
     arrival_s: float
     reuse_prefix: bool = True
     preemptible: bool = True
+    keep_tokens: int | None = None
     computed: int = 0
     cached: int = 0
     restoring: bool = False  # its hit comes from host memory, and is there after the first step

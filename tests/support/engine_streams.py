@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from prfaas.engine.api import EngineEvent, EngineStream, Landing, LayersReady, TokensOut
+from prfaas.engine.api import EngineEvent, EngineStream, Landing, LayersReady, SnapshotReady, TokensOut
 from prfaas.engine.loop import LoopedEngine
 from prfaas.modelspec import GroupKind, KvRange, ModelSpec
 from prfaas.types import GenerationRequest, RequestId, SamplingParams, TokenOutput
@@ -48,12 +48,23 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def transfer(source: EngineStream, landing: Landing, spec: ModelSpec, num_tokens: int) -> list[TokenOutput]:
-    """Carry an export into a landing range by range, as the transport does, and return the first tokens."""
+async def transfer(
+    source: EngineStream, landing: Landing, spec: ModelSpec, num_tokens: int, *, snapshots: list[int] | None = None
+) -> list[TokenOutput]:
+    """Carry an export into a landing range by range, as the transport does, and return the first tokens.
+
+    `snapshots` is filled with the boundaries whose states came along; without it they are left behind.
+    """
     first: list[TokenOutput] = []
     async for event in source.events():
         if isinstance(event, TokensOut):
             first.extend(event.outputs)
+        if isinstance(event, SnapshotReady) and snapshots is not None:
+            snapshots.append(event.num_tokens)
+            for group in spec.cache.groups:
+                if group.is_state:
+                    states = KvRange(group.name, 0, len(group.layers), event.num_tokens, event.num_tokens)
+                    landing.write(states, source.read(states), [tensor.dtype for tensor in group.tensors])
         if not isinstance(event, LayersReady):
             continue
         for group in spec.cache.groups:

@@ -84,6 +84,7 @@ class ScriptedLanding:
         self._held_tokens = held_tokens
         self.written: list[KvRange] = []
         self.committed: Sequence[TokenOutput] | None = None
+        self.snapshot_tokens = 0
         self.aborted = 0
 
     @property
@@ -93,8 +94,8 @@ class ScriptedLanding:
     def write(self, landed: KvRange, payload: memoryview, dtypes: Sequence[DType]) -> None:
         self.written.append(landed)
 
-    def commit(self, first: Sequence[TokenOutput]) -> ScriptedStream:
-        self.committed = first
+    def commit(self, first: Sequence[TokenOutput], *, snapshot_tokens: int = 0) -> ScriptedStream:
+        self.committed, self.snapshot_tokens = first, snapshot_tokens
         return self._stream
 
     def abort(self) -> None:

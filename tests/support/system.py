@@ -53,6 +53,14 @@ class Worker:
         return f"127.0.0.1:{self.port}"
 
 
+@dataclass(frozen=True)
+class Answer:
+    """Greedy token ids, and how many tokens of the prompt came from a prefix cache."""
+
+    tokens: list[int]
+    cached_tokens: int
+
+
 @dataclass
 class System:
     """Starts on enter, stops everything on exit. `pools` maps a site to the pool that runs its workers."""
@@ -189,7 +197,11 @@ class System:
             raise AssertionError(f"{worker.worker_id} still holds {left}") from None
 
     def generate(self, tokens: Sequence[int], route: str, *, max_tokens: int = 16, request_id: str = "r") -> list[int]:
-        """Call the decode worker directly with a decision of this route; returns greedy token ids and checks the report."""
+        """Greedy token ids by this route."""
+        return self.ask(tokens, route, max_tokens=max_tokens, request_id=request_id).tokens
+
+    def ask(self, tokens: Sequence[int], route: str, *, max_tokens: int = 16, request_id: str = "r") -> Answer:
+        """Call the decode worker directly with a decision of this route; checks the report."""
         decode = self.worker("decode")
         decision = decode_pb2.Decision(
             decode_worker=decode.worker_id, decode_address=decode.address, route=route, reasons=["test"],
@@ -205,14 +217,15 @@ class System:
         sampling = message.request.sampling
         sampling.max_tokens, sampling.n, sampling.ignore_eos = max_tokens, 1, True
         sampling.temperature, sampling.top_p, sampling.repetition_penalty = 0.0, 1.0, 1.0
-        found: list[int] = []
+        found, cached_tokens = list[int](), 0
         with grpc.insecure_channel(decode.address) as channel:
             for event in decode_pb2_grpc.DecodeServiceStub(channel).Generate(message, timeout=110.0):
                 if event.HasField("prefilled"):
                     assert event.prefilled.route == route, (event.prefilled.route, list(event.prefilled.attempts))
                     assert (event.prefilled.kv_bytes > 0) == (route != "inline")
+                    cached_tokens = event.prefilled.cached_tokens
                 found.extend(output.token_id for output in event.tokens.outputs)
-        return found
+        return Answer(found, cached_tokens)
 
     def close(self) -> None:
         for pool in self.pools.values():

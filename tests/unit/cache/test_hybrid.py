@@ -35,10 +35,10 @@ def fill(cache: HybridCache, chain: list[BlockHash], num_tokens: int, *, snapsho
     while at < num_tokens:
         at = min([at + 8, num_tokens, *(p for p in snapshots if p > at)])
         assert cache.grow(opened.lease, at)
-        snapshot = cache.prepare_snapshot(opened.lease, at, rolling=False) if at in snapshots else None
+        snapshot = cache.snapshots.prepare(opened.lease, at, rolling=False) if at in snapshots else None
         cache.publish(opened.lease, chain, at)
         if snapshot is not None:
-            cache.commit_snapshot(opened.lease, snapshot, at)
+            cache.snapshots.commit(opened.lease, snapshot, at)
         cache.slide(opened.lease, at)
         cache.check_integrity()
     return opened.lease

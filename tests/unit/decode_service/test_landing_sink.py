@@ -52,6 +52,8 @@ OTHER_LAYERS = CacheGroup("full", GroupKind.FULL, (0, 1), ENTRY)
         with_plan(0, group=OTHER_LAYERS),
         with_plan(1, state_positions=()),
         with_plan(1, state_positions=(8,)),
+        with_plan(1, state_positions=(HELD_TOKENS, NUM_TOKENS)),  # not beyond what is held
+        with_plan(1, state_positions=(6, 8, NUM_TOKENS)),
     ],
 )
 def test_an_offer_must_be_exactly_what_is_missing(offer: Offer) -> None:
@@ -148,3 +150,16 @@ def test_close_waits_for_a_copy_under_way() -> None:
     closer.join(10)
     writer.join(10)
     assert room.written == [piece]
+
+
+def test_states_at_an_earlier_boundary_may_come_along() -> None:
+    into = landing()
+    sink = LandingSink(into, SPEC.cache, num_tokens=NUM_TOKENS)
+    sink.begin(GOOD)
+    assert sink.snapshot_tokens == 0
+    sink.begin(with_plan(1, state_positions=(8, NUM_TOKENS)))
+    assert sink.snapshot_tokens == 8
+    sink.write(KvRange("state", 0, 1, 8, 8), memoryview(bytes(16)), (DType.F32,))
+    with pytest.raises(ProtocolViolation):
+        sink.write(KvRange("state", 0, 1, 7, 7), memoryview(bytes(16)), (DType.F32,))
+    assert into.written == [KvRange("state", 0, 1, 8, 8)]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from prfaas.config import EngineSettings
-from prfaas.engine.api import Admitted, Finished, LayersReady, TokensOut
+from prfaas.engine.api import Admitted, Finished, LayersReady, SnapshotReady, TokensOut
 from prfaas.engine.core import EngineCore
 from prfaas.engine.job import JobId, JobKind
 from prfaas.errors import EngineFailed, OutOfBlocks, PrfaasError, QueueFull
@@ -24,7 +24,7 @@ from prfaas.types import CacheEventKind, GenerationRequest, RequestId, SamplingP
 from tests.support.prefix_oracle import PrefixOracle
 from tests.support.tiny_specs import emulated_backend, pool_sizes, tiny_spec
 
-BLOCKS, SLOTS = 18, 7
+BLOCKS, SLOTS, BLOCK = 18, 7, 4
 BASES = st.integers(0, 99)
 TOKENS = st.lists(st.integers(1, 5), min_size=1, max_size=9)
 
@@ -47,6 +47,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.landings: dict[JobId, list[KvRange]] = {}
         self.answers: dict[JobId, dict[int, list[int]]] = {}
         self.ready: dict[JobId, set[tuple[int, int]]] = {}
+        self.promised: dict[JobId, int] = {}  # exports: the boundary whose states will be readable
+        self.kept: dict[JobId, int] = {}  # exports: that are; landings: that are sent along
         self.ended: set[JobId] = set()
         self.texts: list[list[int]] = [[1, 2, 3]]
         self.known: dict[tuple[str, str, bytes], None] = {}  # the router's view, fed by events
@@ -80,8 +82,8 @@ class EngineMachine(RuleBasedStateMachine):
         if export:
             self.exports.add(job_id)
 
-    @rule(base=st.integers(0, 99), more=TOKENS, n=st.sampled_from([1, 2]))
-    def reserve(self, base: int, more: list[int], n: int) -> None:
+    @rule(base=st.integers(0, 99), more=TOKENS, n=st.sampled_from([1, 2]), snapshot=st.booleans())
+    def reserve(self, base: int, more: list[int], n: int, snapshot: bool) -> None:
         request = self.request(base, more, n, 0)
         job_id = self.core.reserve(self.core.prepare(request, JobKind.LANDING, self.now_s))
         if job_id is None:
@@ -93,6 +95,11 @@ class EngineMachine(RuleBasedStateMachine):
             for g in self.spec.cache.groups
             for layer in range(len(g.layers))
         ]
+        boundary = (length - 1) // BLOCK * BLOCK
+        if snapshot and boundary > held:
+            self.kept[job_id] = boundary
+            states = [g for g in self.spec.cache.groups if g.is_state]
+            self.landings[job_id] += [KvRange(g.name, 0, len(g.layers), boundary, boundary) for g in states]
 
     @precondition(lambda self: self.landings)
     @rule(which=st.integers(0, 9), count=st.integers(1, 8))
@@ -101,14 +108,15 @@ class EngineMachine(RuleBasedStateMachine):
         for _ in range(min(count, len(self.landings[job_id]))):
             piece = self.landings[job_id].pop()
             group = self.spec.cache.group(piece.group)
-            payload = self.oracle.payload(self.requests[job_id].tokens, piece)
-            blocks = self.core.borrow(job_id, piece.group)
-            self.backend.write(piece, blocks, payload, [tensor.dtype for tensor in group.tensors])
+            payload = self.oracle.payload(self.requests[job_id].tokens[: piece.token_stop], piece)
+            if blocks := self.core.borrow(job_id, piece):
+                self.backend.write(piece, blocks, payload, [tensor.dtype for tensor in group.tensors])
             self.core.give_back(job_id)
         if not self.landings[job_id]:
             del self.landings[job_id]
             first = self.oracle.first_tokens(self.requests[job_id])
-            self.core.commit(job_id, [TokenOutput(i, 0, token) for i, token in enumerate(first)], now_s=self.now_s)
+            outputs = [TokenOutput(i, 0, token) for i, token in enumerate(first)]
+            self.core.commit(job_id, outputs, now_s=self.now_s, snapshot_tokens=self.kept.get(job_id, 0))
 
     @precondition(lambda self: self.landings)
     @rule(which=st.integers(0, 9))
@@ -176,13 +184,15 @@ class EngineMachine(RuleBasedStateMachine):
         length = len(request.tokens)
         expected = {(layer, token) for layer in range(self.spec.num_layers) for token in range(length)}
         assert self.ready[job_id] == expected, "some entries were never announced"
+        assert self.kept.get(job_id, 0) == self.promised[job_id], "a snapshot was promised and never came"
         for group in self.spec.cache.groups:
-            wanted = KvRange(
-                group.name, 0, len(group.layers), length if group.is_state else group.first_needed_token(length), length
-            )
-            payload = self.backend.read(wanted, self.core.borrow(job_id, group.name))
-            self.core.give_back(job_id)
-            assert bytes(payload) == bytes(self.oracle.payload(request.tokens, wanted))
+            stops = {length, self.kept.get(job_id, length)} if group.is_state else {length}
+            for stop in stops:
+                start = stop if group.is_state else group.first_needed_token(length)
+                wanted = KvRange(group.name, 0, len(group.layers), start, stop)
+                payload = self.backend.read(wanted, self.core.borrow(job_id, wanted))
+                self.core.give_back(job_id)
+                assert bytes(payload) == bytes(self.oracle.payload(request.tokens[:stop], wanted))
 
     @invariant()
     def take(self) -> None:
@@ -200,8 +210,12 @@ class EngineMachine(RuleBasedStateMachine):
             elif isinstance(event, Finished):
                 self.ended.add(job_id)
                 self.check_answer(job_id)
+            elif isinstance(event, SnapshotReady):
+                assert job_id not in self.kept, "a snapshot came twice"
+                self.kept[job_id] = event.num_tokens
             else:
                 assert isinstance(event, Admitted)
+                self.promised[job_id] = event.snapshot_tokens
 
     def announce(self, job_id: JobId, event: LayersReady) -> None:
         ready = self.ready.setdefault(job_id, set())

@@ -53,6 +53,27 @@ async def test_a_landing_takes_only_what_is_missing(shape: str) -> None:
         await engine.close()
 
 
+@pytest.mark.parametrize("sends", [True, False])
+async def test_the_turn_after_a_landing_resumes_at_the_boundary_whose_states_came_along(sends: bool) -> None:
+    spec = tiny_spec("kimi")
+    prefiller, decoder = emulated_engine(spec), emulated_engine(spec)
+    for _ in range(2):  # the second time both ends have the prompt cached
+        first = ask(prompt(37), max_tokens=3)
+        landing, snapshots = await decoder.reserve(first, timeout_s=5), list[int]()
+        source = prefiller.submit(first, export=True)
+        tokens = await transfer(source, landing, spec, 37, snapshots=snapshots if sends else None)
+        answer = answers(await drain(landing.commit(tokens, snapshot_tokens=snapshots[0] if sends else 0)))
+        source.release()
+        assert snapshots == ([36] if sends else [])
+        second = ask([*first.tokens, *answer, *prompt(9, seed=3)])
+        assert decoder.match(second) == (36 if sends else 0)
+    events = await drain(decoder.submit(second))
+    assert answers(events) == answers(await truth(spec, second))
+    for engine in (prefiller, decoder):
+        assert_nothing_held(engine)
+        await engine.close()
+
+
 async def test_a_damaged_byte_shows_as_a_wrong_token() -> None:
     spec = tiny_spec("kimi")
     prefiller, decoder = emulated_engine(spec), emulated_engine(spec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prfaas.engine.rules import check_request, finish_reason, total_tokens
+from prfaas.engine.rules import check_request, finish_reason, snapshot_position, total_tokens
 from prfaas.errors import InvalidRequest
 from prfaas.types import FinishReason, GenerationRequest, RequestId, SamplingParams
 from tests.support.tiny_specs import tiny_spec
@@ -53,3 +53,24 @@ def test_counts_out_of_range_are_named(sampling: dict[str, object], param: str) 
 def test_a_prompt_may_fill_the_context_but_for_one_token() -> None:
     check_request(request(19), SPEC)
     assert total_tokens(request(19), SPEC) == 20
+
+
+@pytest.mark.parametrize(
+    ("shape", "length", "sampling", "expected"),
+    [
+        ("kimi", 14, {}, 12),
+        ("kimi", 12, {}, 8),  # at least one token has to be computed after a hit
+        ("kimi", 4, {}, None),  # no boundary before the end
+        ("kimi", 14, {"max_tokens": 3, "ignore_eos": True}, None),  # the answer itself reaches the next boundary
+        ("kimi", 14, {"max_tokens": 2, "ignore_eos": True}, 12),
+        ("kimi", 14, {"min_tokens": 3}, None),
+        ("kimi", 14, {"ignore_eos": True, "stop_token_ids": (3,)}, 12),
+        ("recurrent", 14, {}, None),  # the states are all there is to send: twice as much
+        ("dense", 14, {}, None),
+        ("everything", 14, {}, None),
+    ],
+)
+def test_states_travel_with_a_prompt_where_the_next_turn_may_need_them(
+    shape: str, length: int, sampling: dict[str, object], expected: int | None
+) -> None:
+    assert snapshot_position(request(length, **sampling), tiny_spec(shape)) == expected

@@ -124,3 +124,21 @@ def test_a_hole_in_the_reports_is_an_error() -> None:
     outbox.ready(LayersReady(0, NUM_LAYERS, 0, 10))
     with pytest.raises(EngineFailed, match="10 to 20"):
         outbox.ready(LayersReady(0, NUM_LAYERS, 20, 30))
+
+
+def test_states_at_a_boundary_are_offered_and_given_out_once() -> None:
+    outbox = Outbox(HYBRID, num_tokens=30, held_tokens=8)
+    offer = outbox.offer(0, snapshot_tokens=28)
+    assert [plan.state_positions for plan in offer.groups] == [(), (), (28, 30)]
+    outbox.ready(LayersReady(0, NUM_LAYERS, 0, 30))
+    assert not outbox.complete
+    assert outbox.snapshot(24) == ()
+    assert outbox.snapshot(28) == (KvRange("state", 0, 3, 28, 28),)
+    assert outbox.snapshot(28) == ()
+    assert outbox.complete
+
+
+def test_states_that_the_receiver_may_have_are_not_offered() -> None:
+    outbox = Outbox(HYBRID, num_tokens=30, held_tokens=28)
+    assert outbox.offer(0, snapshot_tokens=28).groups[2].state_positions == (30,)
+    assert outbox.snapshot(28) == ()
