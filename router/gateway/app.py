@@ -100,6 +100,17 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _why_unreadable(error: BaseException | None) -> str:
+    """What a JSON reader stumbled over, for the one who sent it."""
+    if isinstance(error, RecursionError):
+        return "the body's JSON is nested too deeply; send it flatter"
+    if isinstance(error, UnicodeDecodeError):
+        return "the body is not UTF-8; send JSON in UTF-8"
+    if isinstance(error, ValueError):
+        return "the body's JSON holds a number that is too long to read"
+    return "the body could not be read; send JSON in UTF-8"
+
+
 def _add_error_handlers(app: FastAPI) -> None:
     """Every error leaves in the dialect of its path."""
 
@@ -121,10 +132,12 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, PrfaasError):  # raised while the framework read the body
+            return await ours(request, error.__cause__)
         path = request.url.path
         where = f"{request.method} {path}"
         code, message = {
-            400: ("invalid_body", "the body could not be read; send JSON in UTF-8"),
+            400: ("invalid_body", _why_unreadable(error.__cause__)),
             404: ("unknown_url", f"there is nothing at {where}"),
             405: ("method_not_allowed", f"{where} is not allowed"),
         }.get(error.status_code, ("http_error", str(error.detail)))
