@@ -31,6 +31,7 @@ from router.door import Door
 from router.fleet import Fleet
 from router.gateway.app import create_app
 from router.gateway.gate import Gate
+from router.http_protocol import GuardedHttpProtocol
 from router.pipeline import RoutedPipeline
 from router.policy.conversion import ConversionRule
 from router.policy.decide import Policy
@@ -102,7 +103,16 @@ async def _serve(
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryService(fleet), registry)  # type: ignore[no-untyped-call]
     grpc_port = rpc.bind(registry, settings.grpc_host, settings.grpc_port, settings.tls)
     listener = listen(settings.host, settings.port)
-    http = _Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1))
+    http = _Server(
+        uvicorn.Config(
+            app,
+            http=GuardedHttpProtocol,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
     await registry.start()
     tasks = [asyncio.create_task(_keep_house(fleet, clients)), asyncio.create_task(door.run())]
     if settings.policy.adaptive:

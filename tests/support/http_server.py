@@ -18,6 +18,7 @@ from prfaas.metrics import Emitter, MetricSet
 from prfaas.text import load_text_model
 from router.gateway.app import create_app
 from router.gateway.gate import Gate
+from router.http_protocol import GuardedHttpProtocol
 from tests.support.fake_pipeline import FakeFleet, FakePipeline
 from tests.support.text_models import write_text_model
 
@@ -46,7 +47,15 @@ def served_gateway(directory: Path, *, text_model: Path | None = None, **setting
         pipeline=pipeline, fleet=fleet, text=text, settings=checked, metrics=metrics, clock=MonotonicClock(), gate=gate
     )
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1, access_log=False)
+        uvicorn.Config(
+            app,
+            http=GuardedHttpProtocol,
+            host="127.0.0.1",
+            port=0,
+            log_level="warning",
+            timeout_graceful_shutdown=1,
+            access_log=False,
+        )
     )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()

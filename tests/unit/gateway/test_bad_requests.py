@@ -158,3 +158,17 @@ async def test_unknown_places_and_methods(bench: Bench) -> None:
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "unknown_url")
     wrong = await bench.client.get("/v1/chat/completions")
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'{"max_tokens": ' + b"9" * 10_000 + b"}", "number that is too long"),
+        (b'{"model": "\xff\xfe"}', "not UTF-8"),
+    ],
+)
+async def test_what_cannot_be_read_says_why(bench: Bench, body: bytes, why: str) -> None:
+    response = await bench.client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert why in response.json()["error"]["message"]
