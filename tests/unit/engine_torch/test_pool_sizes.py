@@ -41,7 +41,8 @@ def test_pools_never_exceed_the_budget_and_states_keep_to_their_share(
     try:
         sizes = plan_pools(model, settings)
     except ConfigError:
-        assert budget * min(share, 1 - share) < 4 * sum(g.bytes_between(0, 64) for g in groups)
+        window = (SLIDING.window_tokens or 0) + settings.max_step_tokens + 2 * 64 if SLIDING in groups else 0
+        assert budget * min(share, 1 - share) < 4 * sum(g.bytes_between(0, 64 + window) for g in groups)
         return
     assert used_bytes(model, {n: s.device for n, s in sizes.items()}) <= budget
     assert used_bytes(model, {n: s.host for n, s in sizes.items()}) <= (budget // 2 if host else 0)
@@ -71,3 +72,23 @@ def test_a_pool_that_cannot_hold_one_sequence_names_the_group() -> None:
     with pytest.raises(ConfigError, match="'state'") as caught:
         plan_pools(spec(FULL, STATE), EngineSettings(cache_bytes=STATE.bytes_between(0, 1) * 3))
     assert caught.value.detail["group"] == "state"
+
+
+def test_a_small_cache_still_holds_a_window_and_a_step() -> None:
+    """In proportion the windows would get too little to run a single sequence."""
+    window = (512 + 512) // 64 + 1
+    settings = EngineSettings(cache_bytes=(window + 30) * 3 * FULL.bytes_between(0, 64), max_step_tokens=512)
+    sizes = plan_pools(spec(FULL, SLIDING), settings)
+    assert sizes["sliding"].device == window
+    assert sizes["full"].device > window
+
+
+def test_a_window_that_cannot_fit_says_what_to_change() -> None:
+    settings = EngineSettings(cache_bytes=1 << 17, max_step_tokens=512)
+    with pytest.raises(
+        ConfigError, match=r"'sliding'.*at least 17; raise cache_bytes to (\d+) or lower max_step_tokens"
+    ) as caught:
+        plan_pools(spec(FULL, SLIDING, STATE), settings)
+    wanted = int(caught.value.message.partition("cache_bytes to ")[2].split()[0])
+    assert plan_pools(spec(FULL, SLIDING, STATE), settings.model_copy(update={"cache_bytes": wanted}))
+    assert plan_pools(spec(FULL, SLIDING), settings.model_copy(update={"max_step_tokens": 64}))
