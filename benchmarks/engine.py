@@ -1,48 +1,55 @@
-"""Prefill and decode speed of the engine on one machine, beside `transformers` on the same weights and precision.
+"""Prefill and decode speed of the engine on one machine, beside other engines on the same weights and precision.
 
     python -m benchmarks.engine --check
+    python -m benchmarks.engine --check --llama-server http://127.0.0.1:8080
 
-Each side is measured in turn, in one process, the best of several repeats: the machine may be shared, and the best is
-what the code can do. With `--llama-server URL` a running llama-server (same model, same precision, started with
-`--parallel 8`) is measured too. The bar against transformers is 3, against llama-server 1.
+Every case is run by all sides in turn, each in a process of its own, round after round, and the best round of each
+counts: the machine may be shared, and the best is what the code can do. With `--llama-server` a running llama-server is
+measured too (same weights and precision, `--parallel 8`). The bar against transformers is 3, against llama-server 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import random
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.llama_peer import measure_llama
+from benchmarks.engine_peers import (
+    DECODE_PROMPT,
+    DECODE_TOKENS,
+    Case,
+    LlamaServer,
+    Prompts,
+    Side,
+    TransformersProcess,
+    serve_transformers,
+)
 from benchmarks.table import Measurement, Report, arguments, finish
 from prfaas.clock import Clock, MonotonicClock
-from prfaas.config import EngineSettings
+from prfaas.config import EngineSettings, cache_dir
 from prfaas.engine.api import Engine, TokensOut
 from prfaas.engine.loop import LoopedEngine
 from prfaas.engine.torch_backend import TorchBackend
 from prfaas.engine.torch_device import pick_device, pick_dtype
 from prfaas.metrics import Emitter, MetricSet
 from prfaas.model.api import CausalLM, LayerCache, LayerCallback, StepInput
+from prfaas.model.kernels.open_kernels import open_kernels
 from prfaas.model.load import load_model
 from prfaas.modelspec import ModelSpec
 from prfaas.types import GenerationRequest, RequestId, SamplingParams
 
 PREFILLS = (512, 2048)
 BATCHES = (1, 8)
-DECODE_PROMPT = 64
-DECODE_TOKENS = 65
+CASES = (*(Case("prefill", n) for n in PREFILLS), *(Case("decode", b) for b in BATCHES))
+BARS = {"transformers": 3.0, "llama-server": 1.0}
 MAX_OVERHEAD_S = 0.0005
-
-Speeds = Mapping[str, float]  # case -> tokens per second
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,7 @@ class Bench:
     source: str
     dtype: torch.dtype
     repeats: int
-    prompts: Mapping[int, Sequence[tuple[int, ...]]]  # length -> prompts that share no prefix
+    prompts: Prompts
     clock: Clock
 
 
@@ -96,85 +103,49 @@ async def answer(engine: Engine, prompt: tuple[int, ...], num_tokens: int, clock
     return first_s, last_s
 
 
-async def measure_engine(bench: Bench) -> tuple[dict[str, float], float]:
-    """Speeds of the real engine (scheduler, cache and loop included), and seconds per decode step outside the network."""
-    settings = EngineSettings(prefix_cache=False, cache_bytes=1024**3, max_step_tokens=2048)
-    device = pick_device(settings.device)
-    model = load_model(bench.source, served_name="m", block_tokens=settings.block_tokens, dtype=bench.dtype, device=device)
-    timed = TimedModel(model, bench.clock)
-    backend = TorchBackend(timed, settings, None)
-    engine = LoopedEngine(backend, settings, metrics=MetricSet(Emitter.WORKER), clock=bench.clock)
+class OurEngine:
+    """The real engine, with scheduler, cache and loop, on its own thread."""
 
-    async def prefill(length: int) -> float:
-        started_s = bench.clock.now_s()
-        first_s, _ = await answer(engine, bench.prompts[length][0], 1, bench.clock)
-        return length / (first_s - started_s)
+    def __init__(self, bench: Bench) -> None:
+        settings = EngineSettings(prefix_cache=False, cache_bytes=1024**3, max_step_tokens=2048)
+        self._bench = bench
+        self._model = TimedModel(load(bench, settings), bench.clock)
+        backend = TorchBackend(self._model, settings, None)
+        self._engine = LoopedEngine(backend, settings, metrics=MetricSet(Emitter.WORKER), clock=bench.clock)
 
-    async def decode(batch: int) -> float:
-        prompts = bench.prompts[DECODE_PROMPT][:batch]
-        spans = await asyncio.gather(*(answer(engine, prompt, DECODE_TOKENS, bench.clock) for prompt in prompts))
-        started_s, ended_s = max(first for first, _ in spans), max(last for _, last in spans)
-        return batch * (DECODE_TOKENS - 1) / (ended_s - started_s)
-
-    speeds = await best_of(bench.repeats, prefill, decode)
-    overhead_s = float("inf")
-    for _ in range(bench.repeats):
-        timed.forward_s, timed.num_steps = 0.0, 0
-        started_s = bench.clock.now_s()
-        await answer(engine, bench.prompts[DECODE_PROMPT][0], DECODE_TOKENS, bench.clock)
-        overhead_s = min(overhead_s, (bench.clock.now_s() - started_s - timed.forward_s) / timed.num_steps)
-    await engine.close()
-    return speeds, overhead_s
-
-
-def load_transformers(bench: Bench) -> Any:
-    """The same weights as a transformers model, with the attention it chooses by itself."""
-    from transformers import AutoModelForCausalLM, GgufConfig
-
-    path = Path(bench.source)
-    if path.is_file():
-        # Unpacked, as ours is: kernels on packed weights would be another precision.
-        unpacked = GgufConfig(gguf_file=path.name, dequantize=True)
-        return AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=bench.dtype, quantization_config=unpacked
-        ).eval()
-    return AutoModelForCausalLM.from_pretrained(path, dtype=bench.dtype).eval()
-
-
-async def measure_transformers(bench: Bench) -> dict[str, float]:
-    """Speeds of a plain transformers loop: one forward for the prompt, then one per token."""
-    model = load_transformers(bench)
-
-    async def prefill(length: int) -> float:
-        ids = torch.tensor([bench.prompts[length][0]])
-        started_s = bench.clock.now_s()
-        with torch.inference_mode():
-            model(ids, use_cache=True, logits_to_keep=1)
-        return length / (bench.clock.now_s() - started_s)
-
-    async def decode(batch: int) -> float:
-        with torch.inference_mode():
-            ids = torch.tensor(bench.prompts[DECODE_PROMPT][:batch])
-            step = model(ids, use_cache=True, logits_to_keep=1)
+    async def measure(self, case: Case) -> float:
+        bench = self._bench
+        if case.kind == "prefill":
             started_s = bench.clock.now_s()
-            for _ in range(DECODE_TOKENS - 1):
-                token = step.logits[:, -1].argmax(dim=-1, keepdim=True)
-                step = model(token, past_key_values=step.past_key_values, use_cache=True)
-        return batch * (DECODE_TOKENS - 1) / (bench.clock.now_s() - started_s)
+            first_s, _ = await answer(self._engine, bench.prompts[case.size][0], 1, bench.clock)
+            return case.size / (first_s - started_s)
+        prompts = bench.prompts[DECODE_PROMPT][: case.size]
+        spans = await asyncio.gather(*(answer(self._engine, prompt, DECODE_TOKENS, bench.clock) for prompt in prompts))
+        started_s, ended_s = max(first for first, _ in spans), max(last for _, last in spans)
+        return case.size * (DECODE_TOKENS - 1) / (ended_s - started_s)
 
-    return await best_of(bench.repeats, prefill, decode)
+    async def overhead_s(self) -> float:
+        """Seconds per decode step that are not the network's."""
+        model, clock = self._model, self._bench.clock
+        model.forward_s, model.num_steps = 0.0, 0
+        started_s = clock.now_s()
+        await answer(self._engine, self._bench.prompts[DECODE_PROMPT][0], DECODE_TOKENS, clock)
+        return (clock.now_s() - started_s - model.forward_s) / model.num_steps
+
+    async def close(self) -> None:
+        await self._engine.close()
 
 
-async def best_of(
-    repeats: int, prefill: Callable[[int], Awaitable[float]], decode: Callable[[int], Awaitable[float]]
-) -> dict[str, float]:
-    """Every case `repeats` times after one warm-up; the best of each."""
-    cases = [(f"prefill {n}", prefill, n) for n in PREFILLS] + [(f"decode batch {b}", decode, b) for b in BATCHES]
-    speeds = {}
-    for name, run, size in cases:
-        await run(size)
-        speeds[name] = max([await run(size) for _ in range(repeats)])
-    return speeds
+def load(bench: Bench, settings: EngineSettings) -> CausalLM:
+    """The network as the engine's factory would load it."""
+    return load_model(
+        bench.source,
+        served_name="m",
+        block_tokens=settings.block_tokens,
+        dtype=bench.dtype,
+        device=pick_device("cpu"),
+        kernels=open_kernels(cache_dir() / "native", torch.get_num_threads()),
+    )
 
 
 def peak_memory(options: argparse.Namespace) -> Measurement:
@@ -193,8 +164,7 @@ def probe_memory(bench: Bench) -> None:
     before = resident_bytes("VmRSS")
 
     async def body() -> int:
-        device = pick_device("cpu")
-        model = load_model(bench.source, served_name="m", block_tokens=64, dtype=bench.dtype, device=device)
+        model = load(bench, settings)
         backend = TorchBackend(model, settings, None)
         engine = LoopedEngine(backend, settings, metrics=MetricSet(Emitter.WORKER), clock=bench.clock)
         prompts = bench.prompts[2048]
@@ -228,28 +198,37 @@ def resolve_source(name: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1]
 
 
-def add_rows(report: Report, ours: Speeds, theirs: Speeds, peer: str, bar: float) -> None:
-    for name, speed in ours.items():
-        report.add(Measurement(f"{name} vs {peer}", speed, "tok/s", theirs[name], bar))
-
-
 async def run(options: argparse.Namespace, bench: Bench) -> Report:
     precision = str(bench.dtype).removeprefix("torch.")
     report = Report(f"engine speed, {Path(bench.source).stem}, {precision}, {torch.get_num_threads()} threads", options.seed)
-    theirs = await measure_transformers(bench)
-    gc.collect()
-    ours, overhead_s = await measure_engine(bench)
-    add_rows(report, ours, theirs, "transformers", 3.0)
+    ours, transformers = OurEngine(bench), TransformersProcess(transformers_command(options))
+    sides: dict[str, Side] = {"ours": ours, "transformers": transformers}
     if options.llama_server:
-        llama = await best_of(bench.repeats, *measure_llama(options.llama_server, bench.prompts, DECODE_PROMPT, DECODE_TOKENS))
-        add_rows(report, ours, llama, "llama-server", 1.0)
+        sides["llama-server"] = LlamaServer(options.llama_server, bench.prompts)
+    best: dict[tuple[str, Case], float] = {}
+    for case in CASES:
+        for round_ in range(bench.repeats + 1):  # the first warms up
+            for name, side in sides.items():
+                speed = await side.measure(case)
+                if round_:
+                    best[name, case] = max(speed, best.get((name, case), 0.0))
+    for name in list(sides)[1:]:
+        for case in CASES:
+            report.add(Measurement(f"{case} vs {name}", best["ours", case], "tok/s", best[name, case], BARS[name]))
+    overhead_us = 1e6 * min([await ours.overhead_s() for _ in range(bench.repeats)])
     report.add(
-        Measurement(
-            "engine around the network, per step", overhead_s * 1e6, "us", bar=MAX_OVERHEAD_S * 1e6, lower_is_better=True
-        )
+        Measurement("engine around the network, per step", overhead_us, "us", bar=MAX_OVERHEAD_S * 1e6, lower_is_better=True)
     )
+    transformers.close()
+    await ours.close()
     report.add(peak_memory(options))
     return report
+
+
+def transformers_command(options: argparse.Namespace) -> list[str]:
+    """This program, told to be the other side."""
+    same = ["--model", options.source, "--dtype", options.dtype, "--threads", str(torch.get_num_threads())]
+    return [sys.executable, "-m", "benchmarks.engine", *same, "--seed", str(options.seed), "--serve-transformers"]
 
 
 def main() -> int:
@@ -259,6 +238,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 lets torch decide")
     parser.add_argument("--llama-server", metavar="URL", help="a running llama-server to compare with")
+    parser.add_argument("--serve-transformers", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--memory-probe", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.source = resolve_source(options.model)
@@ -267,6 +247,9 @@ def main() -> int:
     bench = make_bench(options)
     if options.memory_probe:
         probe_memory(bench)
+        return 0
+    if options.serve_transformers:
+        serve_transformers(bench.source, bench.dtype, bench.prompts, bench.clock)
         return 0
     return finish(asyncio.run(run(options, bench)), options)
 

@@ -102,6 +102,8 @@ def read_experts(weights: WeightReader, prefix: str, shape: ExpertShape, names: 
         weights.fill(f"{base}.{names.gate}.weight", gate_up[expert, :inner])
         weights.fill(f"{base}.{names.up}.weight", gate_up[expert, inner:])
         weights.fill(f"{base}.{names.down}.weight", down[expert])
+    weights.kernels.settle(gate_up)
+    weights.kernels.settle(down)
     return DenseExperts(gate_up, down)
 
 

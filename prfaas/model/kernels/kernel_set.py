@@ -44,6 +44,10 @@ class PagedAttention:
 class Kernels(Protocol):
     """Implementations agree up to rounding. None keeps references to its arguments."""
 
+    def settle(self, weight: torch.Tensor) -> None:
+        """Prepare for reading a weight over and over. May move its pages, never its address or content."""
+        ...
+
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x: [..., in], weight: [out, in], bias: [out] to [..., out]."""
         ...

@@ -38,6 +38,7 @@ class NativeLibrary:
 
         self.pool_create = bind("pool_create", _I, result=_P)
         self.pool_destroy = bind("pool_destroy", _P)
+        self.settle = bind("settle", _P, _I)
         self.linear = bind("linear", _P, _P, _I, _P, _P, _P, _I, _I, _I)
         self.linear_float = bind("linear_float", _P, _P, _I, _P, _P, _P, _I, _I, _I)
         self.norm = bind("norm", _P, _P, _P, _P, _P, _P, _I, _I, _F)

@@ -18,6 +18,9 @@ from prfaas.model.step import DecodeBatch, PagedAccess
 class TorchKernels:
     """Implements `Kernels`."""
 
+    def settle(self, weight: torch.Tensor) -> None:
+        pass
+
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return F.linear(x, weight, bias)
 

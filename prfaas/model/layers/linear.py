@@ -32,6 +32,7 @@ def read_linear(
 ) -> Linear:
     """Read `NAME.weight` (and `NAME.bias`) for each name and stack them: outputs appear side by side in order."""
     weight = weights.take_rows([f"{name}.weight" for name in names], num_rows, num_columns)
+    weights.kernels.settle(weight)
     if not bias:
         return Linear(weight, None, weights.kernels)
     parts = [weights.take(f"{name}.bias", (rows,)) for name, rows in zip(names, num_rows, strict=True)]
@@ -41,5 +42,6 @@ def read_linear(
 def read_head(weights: WeightReader, name: str, embedding: torch.Tensor, *, tied: bool) -> Linear:
     """The output head: NAME.weight with the shape of the embedding [vocab, hidden], or the embedding itself."""
     if tied:
+        weights.kernels.settle(embedding)
         return Linear(embedding, None, weights.kernels)
     return read_linear(weights, [name], [embedding.shape[0]], embedding.shape[1])

@@ -216,3 +216,11 @@ def test_a_whole_model_is_as_close_to_float32_as_with_torch(native: Kernels, nam
 def test_a_missing_compiler_is_not_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert isinstance(open_kernels(tmp_path / "cache", 1), TorchKernels)
+
+
+def test_settling_a_weight_changes_nothing_that_can_be_seen(native: Kernels) -> None:
+    weight = randn(3000, 1000)
+    kept, address = weight.clone(), weight.data_ptr()
+    native.settle(weight[10:-10])
+    assert torch.equal(weight, kept)
+    assert weight.data_ptr() == address

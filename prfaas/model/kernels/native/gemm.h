@@ -1,6 +1,6 @@
 // Matrix products in bf16 with float sums.
 //
-// Few rows: weight rows are read once, in their order, and summed across the register. Many rows: a panel of weight rows is
+// Few rows: weight rows are read once, one after the other, and summed across the register. Many rows: a panel of weight rows is
 // transposed into pairs (element pairs of 16 rows side by side) that stays in L2 while all input rows pass by it.
 
 #pragma once
@@ -24,69 +24,47 @@ inline __m512 fold(__m512 a, __m512 b, __m512 c, __m512 d) {
   return _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
 }
 
-// Lanes 0, 2 plus lanes 1, 3 of both registers: two such steps add four folded registers over their lanes.
-inline __m512 fold_lanes(__m512 a, __m512 b) {
-  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-}
-
-// totals[r * M + m] = sum of the elements of sum[r][m]. Sixteen reductions together cost a third of one by one, which
-// matters because a tile's inner loop is only depth / 32 long.
-template <int R, int M>
-inline void reduce(const __m512 (&sum)[R][M], float* totals) {
-  if constexpr (R == 4 && M == 4) {
-    __m512 rows[4];
-    for (int r = 0; r < 4; ++r) rows[r] = fold(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
-    _mm512_storeu_ps(totals, fold_lanes(fold_lanes(rows[0], rows[1]), fold_lanes(rows[2], rows[3])));
-  } else if constexpr (R == 4 && M == 1) {
-    const __m512 all = fold(sum[0][0], sum[1][0], sum[2][0], sum[3][0]);
+// totals[i] = sum of the elements of sums[i]. Four reductions together cost little more than one.
+template <int N>
+inline void reduce(const __m512 (&sums)[N], float* totals) {
+  int i = 0;
+  for (; i + 4 <= N; i += 4) {
+    const __m512 all = fold(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]);
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-    _mm_storeu_ps(totals, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
-  } else {
-    for (int r = 0; r < R; ++r)
-      for (int m = 0; m < M; ++m) totals[r * M + m] = _mm512_reduce_add_ps(sum[r][m]);
+    _mm_storeu_ps(totals + i, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
   }
+  for (; i < N; ++i) totals[i] = _mm512_reduce_add_ps(sums[i]);
 }
 
-// R weight rows times M input rows; accumulators live in registers.
-template <int R, int M, class Out>
-void tile(const bf16* x, int64_t x_stride, const bf16* w, int64_t depth, const bf16* bias, Out* out, int64_t out_stride) {
-  __m512 sum[R][M];
-  for (auto& row : sum)
-    for (auto& cell : row) cell = _mm512_setzero_ps();
+// One weight row times M input rows. Rows go by one after the other, so memory is read in one stream: several streams side
+// by side halve what one core gets.
+template <int M, class Out>
+void dot(const bf16* x, int64_t x_stride, const bf16* w, int64_t depth, float added, Out* out, int64_t out_stride) {
+  __m512 sums[M];
+  for (auto& sum : sums) sum = _mm512_setzero_ps();
   int64_t k = 0;
   for (; k + 32 <= depth; k += 32) {
-    __m512bh rows[R];
-    for (int r = 0; r < R; ++r) {
-      rows[r] = load_pairs(w + r * depth + k);
-      _mm_prefetch((const char*)(w + (r + 2 * R) * depth + k), _MM_HINT_T0);  // the tile after the next one
-    }
-    for (int m = 0; m < M; ++m) {
-      const __m512bh column = load_pairs(x + m * x_stride + k);
-      for (int r = 0; r < R; ++r) sum[r][m] = _mm512_dpbf16_ps(sum[r][m], rows[r], column);
-    }
+    const __m512bh row = load_pairs(w + k);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) sums[m] = _mm512_dpbf16_ps(sums[m], row, load_pairs(x + m * x_stride + k));
   }
   if (k < depth) {
     const __mmask32 mask = first32(depth - k);
-    for (int m = 0; m < M; ++m) {
-      const __m512bh column = load_pairs(x + m * x_stride + k, mask);
-      for (int r = 0; r < R; ++r) sum[r][m] = _mm512_dpbf16_ps(sum[r][m], load_pairs(w + r * depth + k, mask), column);
-    }
+    const __m512bh row = load_pairs(w + k, mask);
+    for (int m = 0; m < M; ++m) sums[m] = _mm512_dpbf16_ps(sums[m], row, load_pairs(x + m * x_stride + k, mask));
   }
-  float totals[R * M];
-  reduce<R, M>(sum, totals);
-  for (int r = 0; r < R; ++r)
-    for (int m = 0; m < M; ++m) put(out + m * out_stride + r, totals[r * M + m] + (bias ? widen(bias[r]) : 0.0f));
+  float totals[M];
+  reduce(sums, totals);
+  for (int m = 0; m < M; ++m) put(out + m * out_stride, totals[m] + added);
 }
 
-template <int R, class Out>
-void tile_rows(int64_t m, const bf16* x, int64_t xs, const bf16* w, int64_t k, const bf16* b, Out* out, int64_t os) {
-  while (m >= 4) {
-    tile<R, 4>(x, xs, w, k, b, out, os);
-    x += 4 * xs, out += 4 * os, m -= 4;
+// `dot` for any number of input rows.
+template <int M = 8, class Out>
+void dot_rows(int64_t m, const bf16* x, int64_t xs, const bf16* w, int64_t k, float added, Out* out, int64_t os) {
+  for (; m >= M; m -= M, x += M * xs, out += M * os) dot<M>(x, xs, w, k, added, out, os);
+  if constexpr (M > 1) {
+    if (m > 0) dot_rows<M - 1>(m, x, xs, w, k, added, out, os);
   }
-  if (m == 3) tile<R, 3>(x, xs, w, k, b, out, os);
-  else if (m == 2) tile<R, 2>(x, xs, w, k, b, out, os);
-  else if (m == 1) tile<R, 1>(x, xs, w, k, b, out, os);
 }
 
 // ---- many rows ---------------------------------------------------------------------------------------------------
@@ -207,21 +185,14 @@ void product_block(const Product<Out>& p, int64_t column, int64_t width, int64_t
   });
 }
 
-constexpr int64_t kFewRows = 16;  // above this, transposing the weights pays
+constexpr int64_t kFewRows = 8;  // above this, transposing the weights pays
 
 template <class Out>
 void product_few_rows(Pool* pool, const Product<Out>& p) {
-  constexpr int64_t kRows = 4;
-  const int64_t tiles = p.n / kRows;
-  const int64_t chunks = p.n * p.k < 65536 ? 1 : std::clamp<int64_t>(tiles / 16, 1, 64);
+  const int64_t chunks = p.n * p.k < 65536 ? 1 : std::clamp<int64_t>(p.n / 64, 1, 64);
   parallel(pool, chunks, [&](int64_t chunk) {
-    const auto rows = [&]<int R>(int64_t n) {
-      tile_rows<R, Out>(p.m, p.x, p.x_stride, p.w + n * p.k, p.k, p.bias ? p.bias + n : nullptr, p.out + n, p.n);
-    };
-    const int64_t first = tiles * chunk / chunks, last = tiles * (chunk + 1) / chunks;
-    for (int64_t n = first * kRows; n < last * kRows; n += kRows) rows.template operator()<kRows>(n);
-    if (chunk + 1 == chunks)
-      for (int64_t n = tiles * kRows; n < p.n; ++n) rows.template operator()<1>(n);
+    for (int64_t n = p.n * chunk / chunks; n < p.n * (chunk + 1) / chunks; ++n)
+      dot_rows(p.m, p.x, p.x_stride, p.w + n * p.k, p.k, p.bias ? widen(p.bias[n]) : 0.0f, p.out + n, p.n);
   });
 }
 

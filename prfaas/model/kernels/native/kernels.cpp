@@ -2,6 +2,8 @@
 //
 // The caller checks shapes, dtypes and contiguity. bf16 is passed as uint16_t. Needs AVX512 with BF16 (prfaas_supported).
 
+#include <sys/mman.h>
+
 #include "attention.h"
 #include "delta.h"
 #include "gemm.h"
@@ -27,6 +29,15 @@ void prfaas_pool_destroy(Pool* pool) {
   pool->ticket.notify_all();
   for (auto& thread : pool->threads) thread.join();
   delete pool;
+}
+
+// Asks for huge pages under `bytes` at `address`, rounded outwards. What the system refuses stays as it is.
+void prfaas_settle(uintptr_t address, int64_t bytes) {
+  constexpr uintptr_t kHuge = uintptr_t(1) << 21;
+  constexpr int kCollapse = 25;  // MADV_COLLAPSE, Linux 6.1
+  for (uintptr_t at = address & ~(kHuge - 1); at < address + uintptr_t(bytes); at += kHuge) {
+    madvise(reinterpret_cast<void*>(at), kHuge, kCollapse);
+  }
 }
 
 // out[m, n] = x[m, :] . w[n, :] + bias[n]; see Product.

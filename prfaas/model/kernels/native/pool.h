@@ -43,7 +43,7 @@ struct Pool {
   }
 
   void loop() {
-    constexpr int kSpins = 2000;  // about 30 microseconds: longer than the gap between two kernels of one layer
+    constexpr int kSpins = 8000;  // about 100 microseconds: longer than the gap between two kernels, on a busy machine too
     for (;;) {
       if (work()) continue;
       const uint64_t idle = ticket.load(std::memory_order_acquire);
