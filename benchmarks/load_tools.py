@@ -12,9 +12,11 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -51,6 +53,7 @@ PROFILE = {
         "groups": [{"name": "full", "kind": "full", "layers": [0, 1], "tensors": KV}],
     },
 }
+OURS = "prfaas bench"
 ENGINE = {"cache_bytes": 512 * 1024**2, "prefix_cache": False}
 
 
@@ -82,6 +85,9 @@ class Seen:
             "request latency": (self.latency_ms, "ms"),
             "output": (self.output_tokens_per_s, "tok/s"),
         }
+
+
+Tool = Callable[[str, str, Workload, Path, Path], Seen]  # program, URL, workload, tokenizer, folder
 
 
 def ours(url: str, work: Workload, template_tokens: int) -> Seen:
@@ -173,12 +179,16 @@ def main() -> int:
     parser.add_argument("--aiperf", metavar="BIN", default=shutil.which("aiperf"), help="(default: the one on the path)")
     parser.add_argument("--guidellm", metavar="BIN", default=shutil.which("guidellm"), help="(default: the one on the path)")
     parser.add_argument("--server", choices=("emulated", MODEL), default="emulated", help="(default: %(default)s)")
+    parser.add_argument("--url", help="a service that runs already, of the same model")
     parser.add_argument("--isl", type=int, default=512)
     parser.add_argument("--osl", type=int, default=32)
-    parser.add_argument("--requests", type=int, default=16)
+    parser.add_argument("--requests", type=int, default=8, help="in each round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4])
     options = parser.parse_args()
-    tools = {name: (run, options.__dict__[name]) for name, run in (("aiperf", aiperf), ("guidellm", guidellm))}
+    tools: dict[str, tuple[Tool, str]] = {
+        name: (run, options.__dict__[name]) for name, run in (("aiperf", aiperf), ("guidellm", guidellm))
+    }
     if not any(program for _, program in tools.values()):
         parser.error("name at least one tool: --aiperf BIN, --guidellm BIN")
     report = Report(f"load tools, {options.isl} in, {options.osl} out, {options.server}", options.seed)
@@ -190,19 +200,37 @@ def main() -> int:
             (folder / "profile.json").write_text(json.dumps(PROFILE))
             engine |= {"kind": "emulated", "profile": str(folder / "profile.json")}
         tokenizer = write_tokenizer(model, folder / "tokenizer")
-        with served(model, folder, engine=engine, policy={"force_route": "inline"}) as url:
+        running = (
+            nullcontext(options.url) if options.url else served(model, folder, engine=engine, policy={"force_route": "inline"})
+        )
+        with running as url:
             extra = template_tokens(url)
             for concurrency in options.concurrency:
                 work = Workload(options.isl, options.osl, concurrency, options.requests, options.seed)
-                print(f"{concurrency} at once: prfaas bench ...", file=sys.stderr)
-                base = ours(url, work, extra)
-                for name, (run, program) in tools.items():
-                    if program:
-                        print(f"{concurrency} at once: {name} ...", file=sys.stderr)
-                        out = folder / f"{name}-{concurrency}"
-                        out.mkdir()
-                        _rows(report, f"{name}, {concurrency} at once", run(program, url, work, tokenizer, out), base)
+                seen = _rounds(url, work, extra, tokenizer, {n: t for n, t in tools.items() if t[1]}, options.rounds, folder)
+                for name in seen:
+                    if name != OURS:
+                        _rows(report, f"{name}, {concurrency} at once", seen[name], seen[OURS])
     return finish(report, options)
+
+
+def _rounds(
+    url: str, work: Workload, extra: int, tokenizer: Path, tools: Mapping[str, tuple[Tool, str]], rounds: int, folder: Path
+) -> dict[str, Seen]:
+    """All in turn, several times over, and the median of each figure: the speed of a shared machine drifts."""
+    seen: dict[str, list[Seen]] = {OURS: [], **{name: [] for name in tools}}
+    for number in range(rounds):
+        again = replace(work, seed=work.seed + number)  # prompts that no cache has seen
+        print(f"{work.concurrency} at once, round {number + 1} of {rounds}: {', '.join(seen)}", file=sys.stderr)
+        seen[OURS].append(ours(url, again, extra))
+        for name, (run, program) in tools.items():
+            out = folder / f"{name}-{work.concurrency}-{number}"
+            out.mkdir()
+            seen[name].append(run(program, url, again, tokenizer, out))
+    return {
+        name: Seen(*(median(values) for values in zip(*(astuple(each) for each in found), strict=True)))
+        for name, found in seen.items()
+    }
 
 
 def _rows(report: Report, name: str, seen: Seen, base: Seen) -> None:
