@@ -50,8 +50,8 @@ class Tuner:
 
 
 def observe(fleet: Fleet, now_s: float) -> Observation:
-    """The fleet as the short loop sees it: links, transfers and requests since the last look, and sites that are silent."""
+    """The fleet as the short loop sees it: links, transfers and requests since the last look, and sites with a sign of life."""
     view = fleet.view()
     oldest_s = now_s - view.member_timeout_s
-    silent = {site for site, workers in view.prefill.items() if all(w.seen_s < oldest_s for w in workers)}
-    return Observation(view.links, fleet.take_outcomes(), fleet.take_arrivals(), frozenset(silent))
+    alive = {site for site, workers in view.prefill.items() if any(w.seen_s >= oldest_s for w in workers)}
+    return Observation(view.links, fleet.take_outcomes(), fleet.take_arrivals(), frozenset(alive))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from prfaas.errors import QueueFull, RateLimited
-from router.policy.view import FleetView, WorkerView
+from router.policy.view import FleetView, Link, WorkerView
 
 RATE_WINDOW_S = 10.0  # over which the speed of the queue is measured
 _SMALL_HEAP = 64
@@ -233,15 +233,18 @@ class AdmissionQueue:
 def has_room(view: FleetView, dispatched: int, per_slot: float, max_backlog_s: float, now_s: float) -> bool:
     """Whether the fleet should be given another request now, or is better left to work off what it has.
 
-    There is room while fewer than `per_slot` requests per decode slot are under way, and the least backed-up prefilling
-    worker is less than `max_backlog_s` behind. A fleet without decode workers has room: deciding says what is wrong.
+    There is room while fewer than `per_slot` requests per decode slot are under way, and the least backed-up worker that may
+    prefill is less than `max_backlog_s` behind; over a folded link nobody may. A fleet without decode workers has room:
+    deciding says what is wrong.
     """
     decode = _alive(view.decode, view, now_s)
     if not decode:
         return True
     if dispatched >= per_slot * sum(w.max_running for w in decode):
         return False
-    prefill = [w for workers in view.prefill.values() for w in _alive(workers, view, now_s)] or decode
+    sites, folded = {w.site for w in decode}, view.tuning.folded
+    near = [ws for site, ws in view.prefill.items() if site in sites or not folded.issuperset(Link(site, s) for s in sites)]
+    prefill = [w for workers in near for w in _alive(workers, view, now_s)] or decode
     return min(w.queued_s for w in prefill) < max_backlog_s
 
 

@@ -53,7 +53,8 @@ class Forecast:
 
 
 class PredictivePolicy:
-    """Implements `Policy`. Of the tuning, folded links are obeyed, and the threshold sets the price of far work."""
+    """Implements `Policy`. Of the tuning, folded links and the floor are obeyed, and the threshold sets
+    the price of far work."""
 
     def __init__(self, settings: PolicySettings) -> None:
         self._settings = settings
@@ -80,7 +81,8 @@ class PredictivePolicy:
     def _forecasts(self, request: RequestView, view: FleetView, options: Options) -> list[Forecast]:
         made = [self._inline(options)]
         made += [self._at(Route.LOCAL, p, options, view) for p in options.local]
-        made += [self._at(Route.REMOTE, p, options, view) for p in options.remote]
+        floor = view.tuning.floor_tokens if options.local else 0  # links that are short carry the longest prompts only
+        made += [self._at(Route.REMOTE, p, options, view) for p in options.remote if p.missing_tokens > floor]
         return made
 
     def _priced(self, work_s: float, behind_s: float, price: float = 1.0) -> float:

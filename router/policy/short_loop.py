@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prfaas.types import LinkView, SiteId
-from router.policy.link_health import LinkHealth, LinkState, Outcomes, Sighting
+from router.policy.link_health import Fold, LinkHealth, LinkState, Outcomes, Sighting
 from router.policy.view import Link, Tuning
 
 WINDOW_S = 120.0  # of arrivals that the floor is solved for
@@ -39,12 +39,13 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was seen at one moment. `arrivals` are those since the last; `silent` are sites no worker of which is alive."""
+    """What was seen at one moment. `arrivals` are those since the last; `alive` are sites some worker of which was heard of
+    lately."""
 
     links: Mapping[Link, LinkView]
     outcomes: Mapping[Link, Outcomes] = field(default_factory=dict)
     arrivals: Sequence[Arrival] = ()
-    silent: frozenset[SiteId] = frozenset()
+    alive: frozenset[SiteId] = frozenset()
 
 
 class ShortLoop:
@@ -74,11 +75,14 @@ class ShortLoop:
         elapsed_s = 0.0 if self._last_s is None else max(0.0, now_s - self._last_s)
         self._last_s = now_s
         for link in {*seen.links, *seen.outcomes, *self._health}:
-            sighting = Sighting(seen.links.get(link), seen.outcomes.get(link, Outcomes()), link.src not in seen.silent)
+            sighting = Sighting(seen.links.get(link), seen.outcomes.get(link, Outcomes()), link.src in seen.alive)
             self._health[link] = self._health.get(link, LinkHealth()).after(sighting, now_s, self._slo_s)
         self._remember(seen.arrivals, now_s)
-        if any(self._health[link].state is not LinkState.FOLDED for link in seen.links):
+        healths = [self._health[link] for link in seen.links]
+        if any(h.state is not LinkState.FOLDED for h in healths):
             self._move(self._solve(seen.links, now_s), elapsed_s)
+        elif all(h.fold is Fold.BROKEN for h in healths):
+            self._floor = 0.0  # what comes back from an outage is taken to carry everything until it shows otherwise
         floor = round(self._floor)
         return Tuning(
             threshold_tokens=max(self._planned, floor),

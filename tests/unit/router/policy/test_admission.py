@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from prfaas.errors import QueueFull, RateLimited
 from prfaas.types import Role
 from router.policy.admission import MAX_RETRY_S, AdmissionQueue, Budget, Budgets, Ticket, has_room
-from tests.support.router_fleet import fleet_view, worker_view
+from router.policy.view import Link
+from tests.support.router_fleet import FAR, PD, fleet_view, worker_view
 
 
 def drain(queue: AdmissionQueue, now_s: float = 0.0) -> list[int]:
@@ -206,6 +207,11 @@ class TestRoom:
     def test_decode_workers_alone_are_measured_by_their_own_queues(self) -> None:
         assert not has_room(fleet_view(worker_view("d", queued_s=11.0)), 0, 2.0, 10.0, 0.0)
         assert has_room(fleet_view(worker_view("d")), 0, 2.0, 10.0, 0.0)
+
+    def test_workers_behind_a_folded_link_are_no_room(self) -> None:
+        workers = (worker_view("d"), worker_view("p", Role.PD_PREFILL, queued_s=11.0), worker_view("r", Role.PREFILL, "far"))
+        assert has_room(fleet_view(*workers), 0, 2.0, 10.0, 0.0)
+        assert not has_room(fleet_view(*workers, folded=(Link(FAR, PD),)), 0, 2.0, 10.0, 0.0)
 
     def test_an_empty_fleet_has_room_for_a_proper_error(self) -> None:
         assert has_room(fleet_view(), 99, 2.0, 10.0, 0.0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from prfaas.config import PolicySettings
 from prfaas.errors import NoWorkerAvailable
-from prfaas.types import LinkView, Role, Route
+from prfaas.types import LinkView, Role, Route, SiteId
 from router.policy.costs import Kind, PrefillModel
 from router.policy.decide import Rule, Verdict
 from router.policy.predictive import PredictivePolicy, far_price
@@ -123,6 +123,24 @@ def test_the_cheapest_that_keeps_the_objective_wins() -> None:
     assert route(prompt, world(), **egress) is Route.LOCAL
 
 
+def test_of_several_sites_the_cheapest_that_keeps_the_objective_wins() -> None:
+    dear, cheap = worker_view("r", Role.PREFILL, "far"), worker_view("s", Role.PREFILL, "deep")
+    deep = SiteId("deep")
+    links = (LinkView(FAR, PD, 1e9, rtt_s=0.05), LinkView(deep, PD, 1e9, rtt_s=0.05))
+    view = fleet_view(D, dear, cheap, links=links)
+    view = replace(view, models={**MODELS, Kind(deep, Role.PREFILL): PrefillModel(0.01, 1e-4, 0.0)})
+    prompt = request_view(16_000)  # 0.8 s in far, 1.6 s in deep
+
+    def first(**settings: object) -> str:
+        return decide(prompt, view, **settings).decision.candidates[0].worker_id
+
+    machines = {"price_per_instance_hour": {"far": 30.0, "deep": 10.0, "pd": 1000.0}}
+    assert first() == "r", "without prices the faster one"
+    assert first(**machines) == "s", "twice as slow at a third of the price"
+    assert first(**machines, ttft_slo_s=1.0) == "r", "1.6 s do not keep 1 s"
+    assert first(**machines, price_per_egress_gbyte={"deep": 100.0}) == "r", "what its cache costs to send counts too"
+
+
 def test_when_nothing_keeps_the_objective_the_least_burden_wins_and_it_is_said() -> None:
     verdict = decide(request_view(16_000), world(), ttft_slo_s=0.1)
     assert verdict.rule is Rule.FASTEST
@@ -144,6 +162,14 @@ def test_forced_and_folded_and_egress_limits_are_obeyed() -> None:
     folded = replace(world(), tuning=replace(world().tuning, folded=frozenset({Link(FAR, PD)})))
     assert route(prompt, folded) is Route.LOCAL
     assert route(replace(prompt, may_leave=False), world()) is Route.LOCAL
+
+
+def test_below_the_floor_nothing_is_sent_where_there_are_near_workers() -> None:
+    prompt, view = request_view(16_000), world()
+    floored = replace(view, tuning=replace(view.tuning, floor_tokens=16_000))
+    assert (route(prompt, view), route(prompt, floored)) == (Route.REMOTE, Route.LOCAL)
+    alone = replace(floored, prefill={FAR: floored.prefill[FAR]})
+    assert route(prompt, alone) is Route.REMOTE
 
 
 def test_no_decode_worker_is_an_error() -> None:

@@ -55,8 +55,8 @@ class Plant:
                 active_transfers=len(self._computing) + (self.queued > 0), age_s=self.now_s - (self._meter.last_s or 0.0),
             )  # fmt: skip
             outcomes = {LINK: Outcomes(landed=int(moved > 0), sent_bytes=int(moved))}
-            silent = frozenset({FAR}) if gbps == 0 else frozenset()
-            self.tuning = self.loop.step(Observation({LINK: view}, outcomes, arrivals, silent), self.now_s)
+            alive = frozenset() if gbps == 0 else frozenset({FAR})
+            self.tuning = self.loop.step(Observation({LINK: view}, outcomes, arrivals, alive), self.now_s)
             self.thresholds.append(self.tuning.threshold_tokens)
             self.states.append(self.loop.states()[LINK])
 
