@@ -186,10 +186,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4])
     options = parser.parse_args()
-    tools: dict[str, tuple[Tool, str]] = {
-        name: (run, options.__dict__[name]) for name, run in (("aiperf", aiperf), ("guidellm", guidellm))
-    }
-    if not any(program for _, program in tools.values()):
+    named: dict[str, tuple[Tool, str | None]] = {"aiperf": (aiperf, options.aiperf), "guidellm": (guidellm, options.guidellm)}
+    tools = {name: (run, program) for name, (run, program) in named.items() if program}
+    if not tools:
         parser.error("name at least one tool: --aiperf BIN, --guidellm BIN")
     report = Report(f"load tools, {options.isl} in, {options.osl} out, {options.server}", options.seed)
     model = resolve_model(MODEL, catalog(), progress=lambda text: print(text, file=sys.stderr))
@@ -207,7 +206,7 @@ def main() -> int:
             extra = template_tokens(url)
             for concurrency in options.concurrency:
                 work = Workload(options.isl, options.osl, concurrency, options.requests, options.seed)
-                seen = _rounds(url, work, extra, tokenizer, {n: t for n, t in tools.items() if t[1]}, options.rounds, folder)
+                seen = _rounds(url, work, extra, tokenizer, tools, options.rounds, folder)
                 for name in seen:
                     if name != OURS:
                         _rows(report, f"{name}, {concurrency} at once", seen[name], seen[OURS])
