@@ -56,7 +56,7 @@ class Run:
     @property
     def rate(self) -> float:
         """Median bytes/s of the repetitions."""
-        return float(self.report["bytes"]) / statistics.median(self.report["times"])
+        return float(self.report["bytes"] / statistics.median(self.report["times"]))
 
     def cpu(self) -> str:
         """Processor seconds per GB on each side."""
@@ -139,12 +139,12 @@ def loopback(report: Report, options: argparse.Namespace) -> None:
 
 
 def iperf(seconds: int) -> float:
-    """Bytes/s of eight streams from wb to wa."""
+    """Bytes/s of eight streams from wb to wa, once their first seconds are over: the lanes beside them are warm too."""
     if shutil.which("iperf3") is None:
         return pair(raw=True, wan=True, streams=8, size_bytes=16 * MIB, repeat=1, warmup=0, seconds=seconds, crc=False).rate
     server = subprocess.Popen(["ip", "netns", "exec", "wa", "iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
     time.sleep(0.5)
-    command = ["ip", "netns", "exec", "wb", "iperf3", "-c", "10.9.0.1", "-P", "8", "-t", str(seconds), "-J"]
+    command = ["ip", "netns", "exec", "wb", "iperf3", "-c", "10.9.0.1", "-P", "8", "-O", str(seconds), "-t", str(seconds), "-J"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     server.wait(timeout=10)
     return float(json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]) / 8

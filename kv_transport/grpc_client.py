@@ -38,8 +38,8 @@ RETIRE_GRACE_S = 120.0  # for transfers that run over a connection with replaced
 # dearer, queue other transfers behind this one, and be held in memory when nobody reads. A long one needs a lane's share
 # of bandwidth x delay; gRPC's own estimate of that counts queues as delay, so it is switched off.
 MIN_WINDOW_BYTES = 256 * 1024
-MAX_WINDOW_BYTES = 8 * 1024**2
-LANE_BYTES_PER_S = 200e6
+MAX_WINDOW_BYTES = 4 * 1024**2
+LANE_BYTES_PER_S = 100e6
 NEVER_MS = 2**31 - 1
 MAX_PEERS = 256  # a prefill worker that starts again has a new address, and nobody says that the old one is gone
 

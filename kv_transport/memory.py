@@ -31,6 +31,7 @@ class Trouble(Enum):
 
     CUT = "cut"  # it breaks
     STALL = "stall"  # it stays open and carries nothing any more
+    END = "end"  # it ends as if all had been said
 
 
 class Faults(Protocol):
@@ -82,6 +83,9 @@ class MemoryStream:
                     for item in faults.deliver(lane, frame):
                         if item is Trouble.CUT:
                             raise TransferBroken("the connection was cut")
+                        if item is Trouble.END:
+                            await self._queue.put(None)
+                            return
                         if isinstance(item, bytes):
                             await self._queue.put(item)
                         else:
