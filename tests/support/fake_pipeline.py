@@ -29,6 +29,7 @@ from prfaas.types import (
     WorkerLoad,
 )
 from router.api import Decided, Done, FleetStatus, MemberView, NewTokens, PipelineEvent, Prefilled
+from tests.support.reports import prefill_report
 
 DECISION = Decision(
     decode_worker=WorkerId("decode-0"),
@@ -40,17 +41,7 @@ DECISION = Decision(
     threshold_tokens=2048,
     predicted_ttft_s=((Route.REMOTE, 0.5),),
 )
-REPORT = PrefillReport(
-    route=Route.REMOTE,
-    worker_id=WorkerId("prefill-0"),
-    cached_tokens=3,
-    queue_s=0.001,
-    prefill_s=0.002,
-    wire_s=0.003,
-    commit_s=0.0005,
-    kv_bytes=123_456,
-    attempts=("prefill-1:transfer_broken",),
-)
+REPORT = prefill_report()
 
 
 @dataclass(frozen=True, slots=True)

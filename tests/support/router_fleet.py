@@ -20,7 +20,6 @@ from prfaas.types import (
     GenerationRequest,
     GroupKind,
     LinkView,
-    PrefillReport,
     RequestId,
     Role,
     Route,
@@ -33,6 +32,7 @@ from prfaas.types import (
 )
 from router.facts import cache_spec
 from router.policy.view import FleetView, Link, RequestView, Tuning, WorkerView
+from tests.support.reports import prefill_report
 
 MODEL = "m"
 PD, FAR = SiteId("pd"), SiteId("far")
@@ -137,17 +137,8 @@ class ScriptedDecode(decode_pb2_grpc.DecodeServiceServicer):
 
 
 def prefilled(worker: str = "p", route: Route = Route.LOCAL, **changes: Any) -> decode_pb2.GenerateEvent:
-    values: dict[str, Any] = {
-        "route": route,
-        "worker_id": WorkerId(worker),
-        "cached_tokens": 0,
-        "queue_s": 0.0,
-        "prefill_s": 0.1,
-        "wire_s": 0.0,
-        "commit_s": 0.0,
-        "kv_bytes": 10,
-    }
-    return decode_pb2.GenerateEvent(prefilled=to_pb_prefill_report(PrefillReport(**(values | changes))))
+    told = {"route": route, "worker_id": WorkerId(worker), "cached_tokens": 0, "kv_bytes": 10, "attempts": (), **changes}
+    return decode_pb2.GenerateEvent(prefilled=to_pb_prefill_report(prefill_report(**told)))
 
 
 def token(position: int, last: bool = False) -> decode_pb2.GenerateEvent:

@@ -14,19 +14,10 @@ from prfaas.convert import from_pb_prefill_report, from_pb_token_output, from_pb
 from prfaas.engine.api import EngineEvent
 from prfaas.pb import decode_pb2
 from prfaas.types import PrefillReport, Route, Usage, WorkerId
+from tests.support.reports import prefill_report
 from tests.support.scripted import ScriptedStream, story, token
 
-REPORT = PrefillReport(
-    route=Route.REMOTE,
-    worker_id=WorkerId("far"),
-    cached_tokens=6,
-    queue_s=0.1,
-    prefill_s=0.2,
-    wire_s=0.3,
-    commit_s=0.4,
-    kv_bytes=50,
-    attempts=("near:queue_full",),
-)
+REPORT = prefill_report(cached_tokens=6)
 
 
 def replies(report: PrefillReport | None = None, attempts: tuple[str, ...] = ()) -> Replies:
