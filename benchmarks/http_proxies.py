@@ -40,16 +40,14 @@ def run_fastapi(port: int, backend: str) -> None:
     """FastAPI in front, httpx behind."""
     import httpx
     import uvicorn
-    from fastapi import FastAPI, Request
+    from fastapi import FastAPI
     from fastapi.responses import StreamingResponse
 
-    app = FastAPI()
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=2048)
     client = httpx.AsyncClient(base_url=backend, timeout=None, limits=limits)
 
-    @app.api_route("/{path:path}", methods=["GET", "POST"])
-    async def forward(path: str, request: Request) -> Any:
-        ask = client.build_request(request.method, "/" + path, content=await request.body())
+    async def forward(request: Any) -> Any:
+        ask = client.build_request(request.method, request.url.path, content=await request.body())
         answer = await client.send(ask, stream=True)
 
         async def pieces() -> AsyncIterator[bytes]:
@@ -59,7 +57,9 @@ def run_fastapi(port: int, backend: str) -> None:
 
         return StreamingResponse(pieces(), status_code=answer.status_code, media_type=answer.headers["content-type"])
 
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", loop="uvloop", http="httptools")
+    app = FastAPI()
+    app.add_route("/{path:path}", forward, methods=["GET", "POST"])
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
 
 
 if __name__ == "__main__":
