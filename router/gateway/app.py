@@ -27,6 +27,7 @@ from router.gateway.gate import Gate
 from router.gateway.keys import Keys
 from router.gateway.live.activity import Activity
 from router.gateway.live.page import live_routes
+from router.gateway.models import model_routes
 from router.gateway.openai_chat import chat_routes
 from router.gateway.openai_completions import completion_routes
 from router.gateway.problem import Problem, problem_of, problem_of_validation
@@ -75,6 +76,7 @@ def create_app(
     app.include_router(responses_routes(core))
     app.include_router(anthropic_routes(core))
     app.include_router(token_routes(core))
+    app.include_router(model_routes(core))
     app.include_router(status_routes(core))
     app.include_router(live_routes(core))
     return app
@@ -116,7 +118,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     def respond(request: Request, problem: Problem) -> Response:
         visit = visit_of(request)
-        body = error_body_for(request.url.path)(problem, visit.request_id)
+        body = error_body_for(request.scope)(problem, visit.request_id)
         return JSONResponse(body, status_code=problem.status, headers=problem.headers)
 
     @app.exception_handler(PrfaasError)

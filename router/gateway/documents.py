@@ -5,6 +5,7 @@ Answers are built as plain dicts, because a model per token would cost more than
 
 from __future__ import annotations
 
+from types import UnionType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -211,6 +212,20 @@ class ModelList(Answer):
     data: list[ModelObject]
 
 
+class AnthropicModel(Answer):
+    type: Literal["model"]
+    id: str
+    display_name: str
+    created_at: str
+
+
+class AnthropicModelList(Answer):
+    data: list[AnthropicModel]
+    has_more: Literal[False]
+    first_id: str
+    last_id: str
+
+
 class Health(Answer):
     status: Literal["ok", "starting", "draining"]
     reduced: bool
@@ -254,7 +269,9 @@ EVENT_SCHEMA: dict[str, Any] = {
 Responses = dict[int | str, dict[str, Any]]
 
 
-def answers(model: type[BaseModel], *, error: type[BaseModel] = OpenAIError, streams: bool = False) -> Responses:
+def answers(
+    model: type[BaseModel] | UnionType, *, error: type[BaseModel] | UnionType = OpenAIError, streams: bool = False
+) -> Responses:
     """An endpoint's `responses`: its document, its event stream if it has one, and its errors."""
     good: dict[str, Any] = {"model": model, "description": "The answer"}
     if streams:

@@ -56,6 +56,8 @@ class Entrance:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD" and is_open(scope["path"]):  # load balancers ask so; the server drops the body
+            scope = {**scope, "method": "GET"}
         headers = dict(scope["headers"])
         visit = visit_from_headers(headers, self._clock.now_s())
         scope.setdefault("state", {})[STATE_KEY] = visit
@@ -74,12 +76,12 @@ class Entrance:
                 await self._app(scope, receive, door.send)
         except PrfaasError as error:
             visit.fail(error)
-            await door.refuse(problem_of(error), scope["path"])
+            await door.refuse(problem_of(error), scope)
         except Exception:
             log.exception("request %s failed", visit.request_id)
             problem = Problem(500, "internal_error", "the router failed on this request; its log says why")
             visit.end(problem.status, problem.code)
-            await door.refuse(problem, scope["path"])
+            await door.refuse(problem, scope)
         finally:
             if generating:
                 visit.charge()
@@ -102,10 +104,10 @@ class _Door:
             message["headers"] = [*message["headers"], (b"x-request-id", name), (b"request-id", name)]
         await self._send(message)
 
-    async def refuse(self, problem: Problem, path: str) -> None:
+    async def refuse(self, problem: Problem, scope: Scope) -> None:
         if self._started:
             return
-        body: Any = error_body_for(path)(problem, self._visit.request_id)
+        body: Any = error_body_for(scope)(problem, self._visit.request_id)
         headers = {"content-type": "application/json", **problem.headers}
         if problem.status in UNREAD:
             headers["connection"] = "close"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from starlette.types import Scope
+
 from router.gateway.problem import Problem
 
 ErrorBody = Callable[[Problem, str], dict[str, Any]]
@@ -49,6 +51,10 @@ def anthropic_error(problem: Problem, request_id: str) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
 
 
-def error_body_for(path: str) -> ErrorBody:
-    """The dialect spoken at a path."""
-    return anthropic_error if path.startswith("/v1/messages") else openai_error
+def error_body_for(scope: Scope) -> ErrorBody:
+    """The dialect in which a request speaks: its path says it, or, where both have the path, a header of Anthropic's."""
+    path: str = scope["path"]
+    theirs = path.startswith("/v1/messages")
+    if path.startswith("/v1/models"):
+        theirs = any(name == b"anthropic-version" for name, _ in scope["headers"])
+    return anthropic_error if theirs else openai_error

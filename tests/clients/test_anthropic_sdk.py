@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,6 +107,15 @@ def test_count_tokens(client: Any, gateway: ServedGateway) -> None:
     counted = client.messages.count_tokens(model="test-model", messages=MESSAGES, tools=[TOOL], system="Be brief.")
     client.messages.create(model="test-model", max_tokens=9, messages=MESSAGES, tools=[TOOL], system="Be brief.")
     assert counted.input_tokens == len(gateway.pipeline.requests[-1].tokens)
+
+
+def test_models(client: Any) -> None:
+    (model,) = client.models.list()
+    assert (model.type, model.id, model.display_name) == ("model", "test-model", "test-model")
+    assert abs(model.created_at.timestamp() - time.time()) < 600
+    assert client.models.retrieve("test-model") == model
+    with pytest.raises(anthropic.NotFoundError, match="not_found_error"):
+        client.models.retrieve("other")
 
 
 def test_errors(client: Any, gateway: ServedGateway) -> None:

@@ -216,3 +216,9 @@ async def test_a_bug_is_a_logged_500_in_shape(
     assert "secret" not in response.text
     assert "secret detail" in caplog.text
     assert bench.metric("prfaas_requests_total", outcome="failed", reason="internal_error") == 1
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics"])
+async def test_load_balancers_may_ask_for_the_head_alone(bench: Bench, path: str) -> None:
+    assert (await bench.client.head(path)).status_code == 200
+    assert (await bench.client.head("/v1/chat/completions")).status_code == 405
