@@ -12,12 +12,24 @@ Config = Mapping[str, Any]
 Shaped = tuple[str, tuple[int, ...]]
 
 
-def _ends(config: Config, prefix: str = "") -> Iterator[Shaped]:
+_PROJ = ("gate_proj", "up_proj", "down_proj")
+_PRE_NORMS = ("input", "post_attention")
+
+Layer = Callable[[str, Config, int], Iterator[Shaped]]  # tensors of one block, norms left out: prefix, config, number
+
+
+def _decoder(config: Config, layer_of: Layer, norms: tuple[str, ...] = _PRE_NORMS) -> Iterator[Shaped]:
+    """Embedding, blocks with their norms, final norm, and the head where it is not the embedding."""
     vocab, hidden = config["vocab_size"], config["hidden_size"]
-    yield f"{prefix}model.embed_tokens.weight", (vocab, hidden)
-    yield f"{prefix}model.norm.weight", (hidden,)
+    yield "model.embed_tokens.weight", (vocab, hidden)
+    yield "model.norm.weight", (hidden,)
     if not config.get("tie_word_embeddings", False):
-        yield f"{prefix}lm_head.weight", (vocab, hidden)
+        yield "lm_head.weight", (vocab, hidden)
+    for number in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{number}"
+        for norm in norms:
+            yield f"{prefix}.{norm}_layernorm.weight", (hidden,)
+        yield from layer_of(prefix, config, number)
 
 
 def _gated_mlp(prefix: str, hidden: int, inner: int, names: tuple[str, str, str]) -> Iterator[Shaped]:
@@ -27,45 +39,37 @@ def _gated_mlp(prefix: str, hidden: int, inner: int, names: tuple[str, str, str]
     yield f"{prefix}.{down}.weight", (hidden, inner)
 
 
-_PROJ = ("gate_proj", "up_proj", "down_proj")
+def _experts(prefix: str, config: Config, num_experts: int, names: tuple[str, str, str]) -> Iterator[Shaped]:
+    hidden, inner = config["hidden_size"], config["moe_intermediate_size"]
+    yield f"{prefix}.gate.weight", (num_experts, hidden)
+    for expert in range(num_experts):
+        yield from _gated_mlp(f"{prefix}.experts.{expert}", hidden, inner, names)
 
 
-def llama(config: Config) -> Iterator[Shaped]:
-    """LlamaForCausalLM."""
-    yield from _ends(config)
+def _sigmoid_experts(
+    prefix: str, config: Config, num_experts: int, num_shared: int, names: tuple[str, str, str]
+) -> Iterator[Shaped]:
+    yield f"{prefix}.gate.e_score_correction_bias", (num_experts,)
+    yield from _experts(prefix, config, num_experts, names)
+    inner = config["moe_intermediate_size"] * num_shared
+    yield from _gated_mlp(f"{prefix}.shared_experts", config["hidden_size"], inner, _PROJ)
+
+
+def _dense(prefix: str, config: Config) -> Iterator[Shaped]:
+    yield from _gated_mlp(f"{prefix}.mlp", config["hidden_size"], config["intermediate_size"], _PROJ)
+
+
+def _attention(prefix: str, config: Config, query_parts: int = 1) -> Iterator[Shaped]:
     hidden, dim = config["hidden_size"], config["head_dim"]
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}"
-        yield f"{prefix}.input_layernorm.weight", (hidden,)
-        yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
-        yield f"{prefix}.self_attn.q_proj.weight", (config["num_attention_heads"] * dim, hidden)
-        yield f"{prefix}.self_attn.k_proj.weight", (config["num_key_value_heads"] * dim, hidden)
-        yield f"{prefix}.self_attn.v_proj.weight", (config["num_key_value_heads"] * dim, hidden)
-        yield f"{prefix}.self_attn.o_proj.weight", (hidden, config["num_attention_heads"] * dim)
-        yield from _gated_mlp(f"{prefix}.mlp", hidden, config["intermediate_size"], _PROJ)
+    yield f"{prefix}.q_proj.weight", (query_parts * config["num_attention_heads"] * dim, hidden)
+    yield f"{prefix}.k_proj.weight", (config["num_key_value_heads"] * dim, hidden)
+    yield f"{prefix}.v_proj.weight", (config["num_key_value_heads"] * dim, hidden)
+    yield f"{prefix}.o_proj.weight", (hidden, config["num_attention_heads"] * dim)
 
 
-def kimi_linear(config: Config) -> Iterator[Shaped]:
-    """KimiLinearForCausalLM, names of moonshotai/Kimi-Linear-48B-A3B-Instruct."""
-    yield from _ends(config)
-    hidden = config["hidden_size"]
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}"
-        yield f"{prefix}.input_layernorm.weight", (hidden,)
-        yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
-        if layer + 1 in config["linear_attn_config"]["full_attn_layers"]:
-            yield from _latent_attention(f"{prefix}.self_attn", config)
-        else:
-            yield from _kimi_delta(f"{prefix}.self_attn", config)
-        if layer < config["first_k_dense_replace"]:
-            yield from _gated_mlp(f"{prefix}.mlp", hidden, config["intermediate_size"], _PROJ)
-            continue
-        moe, inner = f"{prefix}.block_sparse_moe", config["moe_intermediate_size"]
-        yield f"{moe}.gate.weight", (config["num_experts"], hidden)
-        yield f"{moe}.gate.e_score_correction_bias", (config["num_experts"],)
-        for expert in range(config["num_experts"]):
-            yield from _gated_mlp(f"{moe}.experts.{expert}", hidden, inner, ("w1", "w3", "w2"))
-        yield from _gated_mlp(f"{moe}.shared_experts", hidden, inner * config["num_shared_experts"], _PROJ)
+def _head_norms(prefix: str, config: Config) -> Iterator[Shaped]:
+    for name in "qk":
+        yield f"{prefix}.{name}_norm.weight", (config["head_dim"],)
 
 
 def _kimi_delta(prefix: str, config: Config) -> Iterator[Shaped]:
@@ -100,68 +104,6 @@ def _latent_attention(prefix: str, config: Config) -> Iterator[Shaped]:
     yield f"{prefix}.o_proj.weight", (hidden, heads * value)
 
 
-def deepseek_v3(config: Config) -> Iterator[Shaped]:
-    """DeepseekV3ForCausalLM, names of deepseek-ai/DeepSeek-V3 and moonshotai/Kimi-K2."""
-    yield from _ends(config)
-    hidden = config["hidden_size"]
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}"
-        yield f"{prefix}.input_layernorm.weight", (hidden,)
-        yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
-        yield from _latent_attention(f"{prefix}.self_attn", config)
-        if layer < config["first_k_dense_replace"]:
-            yield from _gated_mlp(f"{prefix}.mlp", hidden, config["intermediate_size"], _PROJ)
-            continue
-        inner = config["moe_intermediate_size"]
-        yield f"{prefix}.mlp.gate.weight", (config["n_routed_experts"], hidden)
-        yield f"{prefix}.mlp.gate.e_score_correction_bias", (config["n_routed_experts"],)
-        for expert in range(config["n_routed_experts"]):
-            yield from _gated_mlp(f"{prefix}.mlp.experts.{expert}", hidden, inner, _PROJ)
-        yield from _gated_mlp(f"{prefix}.mlp.shared_experts", hidden, inner * config["n_shared_experts"], _PROJ)
-
-
-def qwen3_next(config: Config) -> Iterator[Shaped]:
-    """Qwen3NextForCausalLM, names of Qwen/Qwen3-Next-80B-A3B-Instruct."""
-    yield from _ends(config)
-    hidden = config["hidden_size"]
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}"
-        yield f"{prefix}.input_layernorm.weight", (hidden,)
-        yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
-        if (layer + 1) % config["full_attention_interval"]:
-            yield from _gated_delta(f"{prefix}.linear_attn", config)
-        else:
-            yield from _normed_attention(f"{prefix}.self_attn", config, query_parts=2)
-        inner = config["moe_intermediate_size"]
-        yield f"{prefix}.mlp.gate.weight", (config["num_experts"], hidden)
-        for expert in range(config["num_experts"]):
-            yield from _gated_mlp(f"{prefix}.mlp.experts.{expert}", hidden, inner, _PROJ)
-        yield from _gated_mlp(f"{prefix}.mlp.shared_expert", hidden, config["shared_expert_intermediate_size"], _PROJ)
-        yield f"{prefix}.mlp.shared_expert_gate.weight", (1, hidden)
-
-
-def gemma3(config: Config) -> Iterator[Shaped]:
-    """Gemma3ForCausalLM, names of google/gemma-3-270m."""
-    yield from _ends(config)
-    hidden = config["hidden_size"]
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}"
-        for norm in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
-            yield f"{prefix}.{norm}_layernorm.weight", (hidden,)
-        yield from _normed_attention(f"{prefix}.self_attn", config, query_parts=1)
-        yield from _gated_mlp(f"{prefix}.mlp", hidden, config["intermediate_size"], _PROJ)
-
-
-def _normed_attention(prefix: str, config: Config, query_parts: int) -> Iterator[Shaped]:
-    hidden, dim = config["hidden_size"], config["head_dim"]
-    yield f"{prefix}.q_proj.weight", (query_parts * config["num_attention_heads"] * dim, hidden)
-    yield f"{prefix}.k_proj.weight", (config["num_key_value_heads"] * dim, hidden)
-    yield f"{prefix}.v_proj.weight", (config["num_key_value_heads"] * dim, hidden)
-    yield f"{prefix}.o_proj.weight", (hidden, config["num_attention_heads"] * dim)
-    yield f"{prefix}.q_norm.weight", (dim,)
-    yield f"{prefix}.k_norm.weight", (dim,)
-
-
 def _gated_delta(prefix: str, config: Config) -> Iterator[Shaped]:
     hidden, taps = config["hidden_size"], config["linear_conv_kernel_dim"]
     values = config["linear_num_value_heads"]
@@ -176,10 +118,57 @@ def _gated_delta(prefix: str, config: Config) -> Iterator[Shaped]:
     yield f"{prefix}.out_proj.weight", (hidden, value_width)
 
 
+def _llama_layer(prefix: str, config: Config, _number: int) -> Iterator[Shaped]:
+    yield from _attention(f"{prefix}.self_attn", config)
+    yield from _dense(prefix, config)
+
+
+def _kimi_linear_layer(prefix: str, config: Config, number: int) -> Iterator[Shaped]:
+    """Names of moonshotai/Kimi-Linear-48B-A3B-Instruct."""
+    full = number + 1 in config["linear_attn_config"]["full_attn_layers"]
+    yield from (_latent_attention if full else _kimi_delta)(f"{prefix}.self_attn", config)
+    if number < config["first_k_dense_replace"]:
+        yield from _dense(prefix, config)
+        return
+    experts, shared = config["num_experts"], config["num_shared_experts"]
+    yield from _sigmoid_experts(f"{prefix}.block_sparse_moe", config, experts, shared, ("w1", "w3", "w2"))
+
+
+def _deepseek_v3_layer(prefix: str, config: Config, number: int) -> Iterator[Shaped]:
+    """Names of deepseek-ai/DeepSeek-V3 and moonshotai/Kimi-K2."""
+    yield from _latent_attention(f"{prefix}.self_attn", config)
+    if number < config["first_k_dense_replace"]:
+        yield from _dense(prefix, config)
+        return
+    yield from _sigmoid_experts(f"{prefix}.mlp", config, config["n_routed_experts"], config["n_shared_experts"], _PROJ)
+
+
+def _qwen3_next_layer(prefix: str, config: Config, number: int) -> Iterator[Shaped]:
+    """Names of Qwen/Qwen3-Next-80B-A3B-Instruct."""
+    if (number + 1) % config["full_attention_interval"]:
+        yield from _gated_delta(f"{prefix}.linear_attn", config)
+    else:
+        yield from _attention(f"{prefix}.self_attn", config, query_parts=2)
+        yield from _head_norms(f"{prefix}.self_attn", config)
+    hidden, inner = config["hidden_size"], config["shared_expert_intermediate_size"]
+    yield from _experts(f"{prefix}.mlp", config, config["num_experts"], _PROJ)
+    yield from _gated_mlp(f"{prefix}.mlp.shared_expert", hidden, inner, _PROJ)
+    yield f"{prefix}.mlp.shared_expert_gate.weight", (1, hidden)
+
+
+def _gemma3_layer(prefix: str, config: Config, _number: int) -> Iterator[Shaped]:
+    """Names of google/gemma-3-270m."""
+    yield from _attention(f"{prefix}.self_attn", config)
+    yield from _head_norms(f"{prefix}.self_attn", config)
+    yield from _dense(prefix, config)
+
+
+_GEMMA_NORMS = ("input", "post_attention", "pre_feedforward", "post_feedforward")
+
 LAYOUTS: Mapping[str, Callable[[Config], Iterator[Shaped]]] = {
-    "LlamaForCausalLM": llama,
-    "KimiLinearForCausalLM": kimi_linear,
-    "DeepseekV3ForCausalLM": deepseek_v3,
-    "Qwen3NextForCausalLM": qwen3_next,
-    "Gemma3ForCausalLM": gemma3,
+    "LlamaForCausalLM": lambda config: _decoder(config, _llama_layer),
+    "KimiLinearForCausalLM": lambda config: _decoder(config, _kimi_linear_layer),
+    "DeepseekV3ForCausalLM": lambda config: _decoder(config, _deepseek_v3_layer),
+    "Qwen3NextForCausalLM": lambda config: _decoder(config, _qwen3_next_layer),
+    "Gemma3ForCausalLM": lambda config: _decoder(config, _gemma3_layer, _GEMMA_NORMS),
 }
