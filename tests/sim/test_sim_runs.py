@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -12,7 +13,7 @@ from prfaas.planner.throughput import Moments, evaluate
 from prfaas.sim.parsing import parse_workload
 from prfaas.sim.records import RequestRecord
 from prfaas.sim.report import write_report
-from prfaas.sim.result import to_json
+from prfaas.sim.result import Result, keeps_slo, to_json
 from prfaas.sim.run import simulate, throughput_at_slo
 from prfaas.sim.scenario import LinkEvent, Scenario, SimPolicy, scenario_for
 from prfaas.sim.traces import trace_events
@@ -86,6 +87,32 @@ def test_an_outage_fails_no_request_and_the_link_is_used_again() -> None:
     assert not remote(76.0, 106.0), "nothing is sent over a link that is known to be down"
     assert remote(150.0, 240.0)
     assert sum(result.journal.rungs_failed.values()) > 0
+
+
+@pytest.mark.parametrize("policy", [SimPolicy.THRESHOLD, SimPolicy.PREDICTIVE])
+def test_from_full_speed_to_a_twentieth_to_nothing_and_back_costs_little_beside_the_best_static_threshold(
+    policy: SimPolicy,
+) -> None:
+    """No request fails, each phase keeps nine tenths of what the best static threshold keeps, and after ten seconds the
+    threshold and the link's state stay where they are."""
+    borders = (0.0, 60.0, 120.0, 170.0, 260.0)
+    events = tuple(LinkEvent(at_s, gbps) for at_s, gbps in zip(borders[1:-1], (5.0, 0.0, 100.0), strict=True))
+    scenario = scenario_for(paper_case(), SimPolicy.THRESHOLD, rate_rps=0.6, duration_s=borders[-1])
+    scenario = replace(scenario, link_events=events, warmup_s=1.0)
+
+    def kept(result: Result) -> list[int]:
+        phases = pairwise(borders)
+        return [sum(a <= r.at_s < b and keeps_slo(r, scenario) for r in result.journal.requests) for a, b in phases]
+
+    static = [replace(scenario, adaptive=False, fleet=replace(scenario.fleet, threshold_tokens=t)) for t in (19_400, 40_000)]
+    best = [max(counts) for counts in zip(*(kept(simulate(s)) for s in static), strict=True)]
+    result = simulate(replace(scenario, policy=policy))
+    assert result.num_unfinished == 0
+    assert all(mine >= 0.9 * theirs - 1 for mine, theirs in zip(kept(result), best, strict=True))
+    for begin, end in pairwise(borders):
+        settled = [s.threshold_tokens for s in result.journal.samples if begin + 10 <= s.at_s < end]
+        assert max(settled) <= 1.25 * min(settled)
+        assert sum(begin + 10 <= c.at_s < end for c in result.journal.link_changes) <= 1
 
 
 def test_agents_find_their_conversations_in_the_caches() -> None:
