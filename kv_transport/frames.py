@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 
 from google.protobuf.message import DecodeError
@@ -104,7 +104,7 @@ Frame = Queued | ManifestFrame | ChunkFrame | Progress | FirstFrame | Digest
 
 def encode_chunk(header: ChunkHeader, parts: Sequence[bytes | memoryview]) -> tuple[bytes, bytes]:
     """Frame a chunk: (packed header with its checksum, whole frame). Copies the payload once, into the frame."""
-    body = replace(header, crc=0).pack()[:CRC_OFFSET]
+    body = header.pack()[:CRC_OFFSET]
     crc = crc32c(body)
     for part in parts:
         crc = crc32c(part, crc)
