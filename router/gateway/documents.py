@@ -5,6 +5,7 @@ Answers are built as plain dicts, because a model per token would cost more than
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import UnionType
 from typing import Any, Literal
 
@@ -277,5 +278,17 @@ def answers(
     if streams:
         good["content"] = {"text/event-stream": {"schema": EVENT_SCHEMA}}
         good["description"] = "The answer, or with `stream: true` its events"
-    wrong = {"model": error, "description": "The request must change, or come back later (`retry-after` says when)"}
-    return {200: good, "4XX": wrong, "5XX": {"model": error, "description": "The service failed or has no room"}}
+    good["headers"] = _headers(
+        {
+            "x-request-id": "The caller's own, or ours",
+            "x-prfaas-route": "Where the prompt was prefilled and why, of a generated answer",
+            "x-prfaas-not-applied": "What was accepted and changes nothing",
+        }
+    )
+    later = _headers({"retry-after": "Seconds after which to try again, where that can help", "x-request-id": "As above"})
+    wrong = {"model": error, "headers": later, "description": "The request must change, or come back later"}
+    return {200: good, "4XX": wrong, "5XX": {**wrong, "description": "The service failed or has no room"}}
+
+
+def _headers(described: Mapping[str, str]) -> dict[str, Any]:
+    return {name: {"description": text, "schema": {"type": "string"}} for name, text in described.items()}

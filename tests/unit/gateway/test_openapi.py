@@ -62,6 +62,16 @@ async def test_errors_keep_their_promise(bench: Bench, path: str) -> None:
     assert response.status_code == 400
 
 
+async def test_headers_are_described(bench: Bench) -> None:
+    """And those that come are among them."""
+    responses = (await bench.client.get("/openapi.json")).json()["paths"]["/v1/chat/completions"]["post"]["responses"]
+    fields = {"prompt_cache_key": "k"}
+    good = await bench.chat(**fields)
+    assert set(responses["200"]["headers"]) <= set(good.headers)
+    bench.fleet.context = None
+    assert set(responses["5XX"]["headers"]) <= set((await bench.chat()).headers)
+
+
 async def test_the_document_promises_no_status_that_never_comes(bench: Bench) -> None:
     document = (await bench.client.get("/openapi.json")).json()
     for path, methods in document["paths"].items():
