@@ -18,7 +18,7 @@ import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,7 +209,7 @@ def peers(stack: ExitStack, python: Path, backend: str) -> Iterator[Target]:
     """The other proxies, one after the other."""
     folder, proxies = python.parent, str(HERE / "http_proxies.py")
     quiet = ("--disable-retries", "--disable-circuit-breaker", "--policy", "round_robin", "--worker-urls", backend)
-    commands = {
+    commands: dict[str, Callable[[str], tuple[str, ...]]] = {
         "aiohttp proxy": lambda port: (str(python), proxies, "aiohttp", port, backend),
         "FastAPI/httpx proxy": lambda port: (str(python), proxies, "fastapi", port, backend),
         "sglang-router": lambda port: (
