@@ -88,11 +88,19 @@ class TorchStore:
         self.layers = ()
 
     def copy(self, copies: Sequence[Copy]) -> None:
-        """Run copies in order; each covers every layer and tensor of its group."""
+        """Run copies in order; each covers every layer and tensor of its group.
+
+        Between tiers layer by layer: such a piece is contiguous on both ends, and only then does a device copy it to pinned
+        memory without waiting.
+        """
         for copy in copies:
             pages = self._pages[copy.group]
             for target, source in zip(pages.tier(copy.target_tier), pages.tier(copy.source_tier), strict=True):
-                target[:, copy.target].copy_(source[:, copy.source], non_blocking=True)
+                if copy.target_tier == copy.source_tier:
+                    target[:, copy.target].copy_(source[:, copy.source])
+                    continue
+                for into, out_of in zip(target.unbind(), source.unbind(), strict=True):
+                    into[copy.target].copy_(out_of[copy.source], non_blocking=True)
 
     def read(self, wanted: KvRange, blocks: Sequence[int]) -> memoryview:
         """Canonical payload of a range in the resident dtypes, in memory of its own.

@@ -29,9 +29,9 @@ LENGTHS = (1, 63, 64, 65, 500, 3000)
 SAMPLING = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
 
 
-def _engine(name: str, device: str) -> Engine:
+def _engine(name: str, device: str, **changes: object) -> Engine:
     settings = EngineSettings.model_validate(
-        {"device": device, "dtype": "float32", "cache_bytes": 256 * 1024**2, "prefix_cache": False}
+        {"device": device, "dtype": "float32", "cache_bytes": 256 * 1024**2, "prefix_cache": False, **changes}
     )
     metrics = MetricSet(Emitter.WORKER)
     return build_engine(settings, source=tiny_model(name), served_name="m", metrics=metrics, clock=MonotonicClock())
@@ -98,6 +98,35 @@ async def test_a_cache_computed_on_the_accelerator_continues_on_the_cpu_and_back
                 if isinstance(event, TokensOut):
                     found.extend(output.token_id for output in event.outputs)
             assert found == expected
+    finally:
+        await cuda.close()
+        await cpu.close()
+
+
+@pytest.mark.parametrize("name", MODELS)
+async def test_prefixes_that_the_device_evicted_come_back_from_pinned_memory(name: str) -> None:
+    """A cache of a few blocks: every second round finds its prompts in host memory only."""
+    small = {"prefix_cache": True, "block_tokens": 16, "cache_bytes": 2 * 1024**2, "host_cache_bytes": 64 * 1024**2}
+    cuda, cpu = _engine(name, "cuda", **small), _engine(name, "cpu")
+    requests = [_request(length) for length in (300, 310, 320, 330, 340, 350)]
+    try:
+        expected = [await _tokens(cpu, request) for request in requests]
+        for _ in range(2):
+            assert [await _tokens(cuda, request) for request in requests] == expected
+    finally:
+        await cuda.close()
+        await cpu.close()
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-kimi-linear"])
+async def test_penalties_and_draws_equal_the_cpu(name: str) -> None:
+    params = SamplingParams(
+        max_tokens=24, temperature=0.8, top_p=0.9, seed=5, repetition_penalty=1.3, frequency_penalty=0.2, ignore_eos=True
+    )
+    request = GenerationRequest(RequestId("p"), "m", _request(200).tokens, params)
+    cuda, cpu = _engine(name, "cuda"), _engine(name, "cpu")
+    try:
+        assert await _tokens(cuda, request) == await _tokens(cpu, request)
     finally:
         await cuda.close()
         await cpu.close()
