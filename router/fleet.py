@@ -78,7 +78,6 @@ class Fleet:
         self._cache_revision = 0
         self._ledger = Ledger(clock)
         self._board = LinkBoard(LINK_EXPIRY_S)
-        self._links: dict[Link, LinkView] = {}
         self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT_REQUESTS)
         self._outcomes: dict[Link, Outcomes] = {}
         self._arrivals: deque[Arrival] = deque(maxlen=RECENT_REQUESTS)
@@ -120,7 +119,6 @@ class Fleet:
         member.load, member.seen_s, member.suspect = load, self._clock.now_s(), False
         if links:
             self._board.report(worker_id, links, member.seen_s)
-            self._links = self._board.views(member.seen_s)
         if events:
             self._cache_revision += 1
         in_step = self._index.apply(worker_id, events)
@@ -159,7 +157,6 @@ class Fleet:
         for worker_id in [w for w, member in self._members.items() if now_s - member.seen_s > after_s]:
             _log.warning("worker %s has been silent for %.0f s and is forgotten", worker_id, after_s)
             self._forget(worker_id)
-        self._links = self._board.views(now_s)
         self._view = None
         self._count_workers(now_s)
 
@@ -184,7 +181,7 @@ class Fleet:
             self._view = FleetView(
                 decode=tuple(self._decode.values()),
                 prefill={site: tuple(views.values()) for site, views in self._prefill.items()},
-                links=self._links,
+                links=self._board.views(self._clock.now_s()),
                 tuning=self._tuning,
                 member_timeout_s=self._member_timeout_s,
                 models=self.speeds.models,

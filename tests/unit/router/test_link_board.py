@@ -1,0 +1,56 @@
+"""What single receivers report, put together: sums where they share, and no more often than needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from prfaas.types import LinkView, WorkerId
+from router.links import PICTURE_S, LinkBoard
+from router.policy.view import Link
+from tests.support.router_fleet import FAR, PD
+
+LINK = Link(FAR, PD)
+SEEN = LinkView(FAR, PD, 100.0, 10.0, 5, 0.02, 0.1, active_transfers=1, age_s=1.0)
+
+
+def board(*views: LinkView) -> LinkBoard:
+    made = LinkBoard(30.0)
+    for number, view in enumerate(views):
+        made.report(WorkerId(f"d{number}"), (view,), 0.0)
+    return made
+
+
+def test_receivers_add_up_and_an_idle_one_does_not_count_its_last_speed() -> None:
+    idle = replace(SEEN, active_transfers=0, queued_bytes=0, goodput_bytes_per_s=90.0, rtt_s=0.01)
+    together = board(SEEN, SEEN, idle).views(0.0)[LINK]
+    assert (together.goodput_bytes_per_s, together.queued_bytes, together.active_transfers) == (20.0, 10, 2)
+    assert (together.capacity_bytes_per_s, together.rtt_s) == (100.0, 0.01)
+    assert board(idle).views(0.0)[LINK].goodput_bytes_per_s == 90.0
+
+
+def test_of_a_few_receivers_every_report_counts_at_once() -> None:
+    made = board(*[SEEN] * 8)
+    assert made.views(0.0)[LINK].queued_bytes == 40
+    made.report(WorkerId("d3"), (replace(SEEN, queued_bytes=0),), 0.0)
+    assert made.views(0.0)[LINK].queued_bytes == 35
+
+
+def test_of_many_receivers_an_eighth_must_have_reported_or_half_a_second_passed() -> None:
+    made = board(*[SEEN] * 80)
+    assert made.views(0.0)[LINK].queued_bytes == 400
+    for number in range(9):
+        made.report(WorkerId(f"d{number}"), (replace(SEEN, queued_bytes=0),), 0.1)
+    assert made.views(0.1)[LINK].queued_bytes == 400
+    made.report(WorkerId("d9"), (replace(SEEN, queued_bytes=0),), 0.1)
+    assert made.views(0.1)[LINK].queued_bytes == 350
+    made.report(WorkerId("d10"), (replace(SEEN, queued_bytes=0),), 0.1)
+    assert made.views(0.1 + PICTURE_S)[LINK].queued_bytes == 345
+
+
+def test_old_reports_and_forgotten_receivers_say_nothing() -> None:
+    made = board(SEEN, SEEN)
+    assert made.views(0.0)[LINK].age_s == 1.0
+    made.forget(WorkerId("d0"))
+    assert made.views(2.0)[LINK].queued_bytes == 5
+    assert made.views(2.0)[LINK].age_s == 3.0
+    assert made.views(31.0) == {}
