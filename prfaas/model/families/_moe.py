@@ -92,6 +92,7 @@ def read_experts(weights: WeightReader, prefix: str, shape: ExpertShape, names: 
         return DenseExperts(
             weights.take(f"{prefix}.experts.gate_up_proj", (shape.num_experts, 2 * inner, hidden)),
             weights.take(f"{prefix}.experts.down_proj", (shape.num_experts, hidden, inner)),
+            weights.kernels,
         )
     if weights.is_packed(f"{prefix}.experts.0.{names.gate}.weight"):
         return _read_packed_experts(weights, prefix, shape, names)
@@ -104,7 +105,7 @@ def read_experts(weights: WeightReader, prefix: str, shape: ExpertShape, names: 
         weights.fill(f"{base}.{names.down}.weight", down[expert])
     weights.kernels.settle(gate_up)
     weights.kernels.settle(down)
-    return DenseExperts(gate_up, down)
+    return DenseExperts(gate_up, down, weights.kernels)
 
 
 def _read_packed_experts(weights: WeightReader, prefix: str, shape: ExpertShape, names: ExpertNames) -> PackedExperts:
@@ -117,7 +118,7 @@ def _read_packed_experts(weights: WeightReader, prefix: str, shape: ExpertShape,
         parts.append(
             PackedExpert(torch.cat((gate.packed, up.packed)), torch.cat((gate.scale, up.scale)), down.packed, down.scale)
         )
-    return PackedExperts(tuple(parts))
+    return PackedExperts(tuple(parts), weights.kernels)
 
 
 def read_moe(weights: WeightReader, prefix: str, moe: MoeConfig, hidden: int, names: ExpertNames) -> MixtureOfExperts:

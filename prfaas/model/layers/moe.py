@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from prfaas.model.kernels.dequantize import expand_int4
+from prfaas.model.kernels.kernel_set import Kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +102,10 @@ class DenseExperts:
 
     gate_up: torch.Tensor
     down: torch.Tensor
+    kernels: Kernels
 
     def run(self, expert: int, x: torch.Tensor) -> torch.Tensor:
-        gate, up = F.linear(x, self.gate_up[expert]).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, self.down[expert])
+        return self.kernels.gated_mlp(x, self.gate_up[expert], self.down[expert])
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +123,12 @@ class PackedExperts:
     """Experts that stay in 4 bits in memory; the one that runs is expanded for the time of its product."""
 
     experts: tuple[PackedExpert, ...]
+    kernels: Kernels
 
     def run(self, expert: int, x: torch.Tensor) -> torch.Tensor:
         one = self.experts[expert]
-        gate, up = F.linear(x, expand_int4(one.gate_up, one.gate_up_scale, x.dtype)).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, expand_int4(one.down, one.down_scale, x.dtype))
+        gate_up = expand_int4(one.gate_up, one.gate_up_scale, x.dtype)
+        return self.kernels.gated_mlp(x, gate_up, expand_int4(one.down, one.down_scale, x.dtype))
 
 
 @dataclass(frozen=True, slots=True)

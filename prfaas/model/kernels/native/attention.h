@@ -12,6 +12,7 @@
 namespace {
 
 constexpr int64_t kKeys = 4 * kPanel;      // keys of one block
+constexpr int64_t kWorthSharing = 1 << 20;  // multiplications; below, handing over takes longer
 constexpr int64_t kQueryRows = 9 * kTileRows;  // rows (tokens times heads of a group) that share a packed block
 
 struct Attention {
@@ -188,13 +189,17 @@ inline std::vector<QueryBlock> query_blocks(const Attention& a) {
 inline void attend(Pool* pool, const Attention& a) {
   const std::vector<QueryBlock> blocks = query_blocks(a);
   const int64_t num = int64_t(blocks.size()), threads = int64_t(pool->threads.size()) + 1;
-  int64_t longest = 0;
-  for (const QueryBlock& block : blocks) longest = std::max(longest, reach(a, block).end - reach(a, block).begin);
+  int64_t longest = 0, work = 0;
+  for (const QueryBlock& block : blocks) {
+    const int64_t keys = reach(a, block).end - reach(a, block).begin;
+    longest = std::max(longest, keys);
+    work += keys * (a.dk + a.dv) * (block.count * a.group + kTileRows);  // packing a key costs about a tile of rows
+  }
   // A few blocks with many keys: several threads share the keys of one block.
   const int64_t parts = num >= 2 * threads || threads == 1 ? 1 : std::clamp<int64_t>(longest / (4 * kKeys), 1, 4 * threads / num);
   std::vector<Partial> partials(size_t(parts == 1 ? 0 : num * parts));
   // Chunks are claimed from the last to the first, so the longest blocks of a prompt come early.
-  parallel(pool, num * parts, [&](int64_t item) {
+  parallel(work < kWorthSharing ? nullptr : pool, num * parts, [&](int64_t item) {
     thread_local AttentionBuffers buffers;
     const QueryBlock& block = blocks[size_t(item / parts)];
     const Reach all = reach(a, block);

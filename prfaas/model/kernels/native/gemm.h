@@ -189,7 +189,8 @@ constexpr int64_t kFewRows = 8;  // above this, transposing the weights pays
 
 template <class Out>
 void product_few_rows(Pool* pool, const Product<Out>& p) {
-  const int64_t chunks = p.n * p.k < 65536 ? 1 : std::clamp<int64_t>(p.n / 64, 1, 64);
+  constexpr int64_t kWorth = 32768, kLong = 131072;  // elements: worth handing over, and a stream long enough to run at full speed
+  const int64_t chunks = std::clamp<int64_t>(p.n * p.k / kLong, p.n * p.k < 2 * kWorth ? 1 : 4, 64);
   parallel(pool, chunks, [&](int64_t chunk) {
     for (int64_t n = p.n * chunk / chunks; n < p.n * (chunk + 1) / chunks; ++n)
       dot_rows(p.m, p.x, p.x_stride, p.w + n * p.k, p.k, p.bias ? widen(p.bias[n]) : 0.0f, p.out + n, p.n);

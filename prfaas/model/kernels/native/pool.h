@@ -60,8 +60,8 @@ struct Pool {
 };
 
 template <class Body>
-void parallel(Pool* pool, int64_t chunks, Body&& body) {
-  if (chunks <= 1 || pool->threads.empty()) {
+void parallel(Pool* pool, int64_t chunks, Body&& body) {  // without a pool: by the caller alone
+  if (chunks <= 1 || pool == nullptr || pool->threads.empty()) {
     for (int64_t i = 0; i < chunks; ++i) body(i);
     return;
   }
