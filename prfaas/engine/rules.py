@@ -8,6 +8,7 @@ from prfaas.errors import InvalidRequest, OutOfBlocks, PromptTooLong
 from prfaas.modelspec import GroupKind, ModelSpec
 from prfaas.types import FinishReason, GenerationRequest, SamplingParams
 
+MAX_SAMPLES = 128  # of one request: each has books of its own, and a caller inside the fleet could ask for billions
 SNAPSHOT_SHARE = 4  # a snapshot may add at most this fraction (a quarter) to what a prompt's whole cache takes
 
 
@@ -25,8 +26,8 @@ def check_request(request: GenerationRequest, spec: ModelSpec) -> None:
         raise InvalidRequest(f"token ids must be at least 0 and below {spec.vocab_size}", param="prompt")
     if params.max_tokens < 1:
         raise InvalidRequest(f"max_tokens must be at least 1, not {params.max_tokens}", param="max_tokens")
-    if params.n < 1:
-        raise InvalidRequest(f"n must be at least 1, not {params.n}", param="n")
+    if not 1 <= params.n <= MAX_SAMPLES:
+        raise InvalidRequest(f"n must be between 1 and {MAX_SAMPLES}, not {params.n}", param="n")
     if not 0 <= params.min_tokens <= params.max_tokens:
         raise InvalidRequest(f"min_tokens must be between 0 and max_tokens ({params.max_tokens})", param="min_tokens")
     excess = len(request.tokens) + 1 - spec.max_context_tokens

@@ -42,7 +42,8 @@ def test_a_finished_grammar_ends_the_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sampling", "param"), [({"n": 0}, "n"), ({"max_tokens": 0}, "max_tokens"), ({"min_tokens": 6}, "min_tokens")]
+    ("sampling", "param"),
+    [({"n": 0}, "n"), ({"n": 10**9}, "n"), ({"max_tokens": 0}, "max_tokens"), ({"min_tokens": 6}, "min_tokens")],
 )
 def test_counts_out_of_range_are_named(sampling: dict[str, object], param: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
