@@ -101,20 +101,35 @@ async def test_pieces_are_stamped_when_they_come() -> None:
         assert 0.1 < second_s - first_s < 5
 
 
-async def test_an_idle_connection_that_was_closed_is_replaced_without_a_word() -> None:
-    """Also when the server closes it in the moment it is used: nothing of the request was answered."""
+async def test_a_connection_that_was_closed_while_idle_is_replaced() -> None:
+    async with serving(reply(LENGTH, b"abcdef", pause_s=0, stays=False)) as (connections, seen):
+        for _ in range(3):
+            assert (await post(connections))[1] == b"abcdef"
+            await asyncio.sleep(0.1)
+        assert seen == [1, 1, 1]
 
+
+async def test_one_that_was_idle_for_long_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(reply(LENGTH, b"abcdef", pause_s=0)) as (connections, seen):
+        for max_idle_s in (10.0, 10.0, -1.0):
+            monkeypatch.setattr("prfaas.cli.bench.connection.MAX_IDLE_S", max_idle_s)
+            assert (await post(connections))[1] == b"abcdef"
+        assert seen == [2, 1]
+
+
+async def test_a_dropped_request_is_not_sent_again() -> None:
     async def answer(number: int, writer: asyncio.StreamWriter) -> bool:
         if number == 2:
-            return False  # closes without an answer, as if it had been closing already
+            return False
         writer.write(LENGTH + b"abcdef")
         await writer.drain()
         return True
 
     async with serving(answer) as (connections, seen):
-        for _ in range(2):
-            assert (await post(connections))[1] == b"abcdef"
-        assert seen == [2, 1]
+        assert (await post(connections))[1] == b"abcdef"
+        with pytest.raises(WorkerUnreachable, match="closed the connection"):
+            await post(connections)
+        assert seen == [2]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from prfaas.errors import ConfigError, WorkerUnreachable
 
 Take = Callable[[bytes, float], None]  # some bytes of a body, and when they came
 CONNECT_S = 10.0
+MAX_IDLE_S = 1.0  # servers keep idle connections for two seconds and more
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class _Connection(asyncio.Protocol):
         self._done: asyncio.Future[int] | None = None
         self._now_s = 0.0
         self._framed = self._headed = False  # the response says where it ends; its headers are in
-        self.answered = False  # some byte of the present response has come
+        self.idle_since_s = 0.0
         self.reusable = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -72,7 +73,6 @@ class _Connection(asyncio.Protocol):
         if self._parser is None:
             self.close()  # bytes that nobody asked for
             return
-        self.answered = True
         try:
             self._parser.feed_data(data)
         except HttpParserError as error:
@@ -102,9 +102,9 @@ class _Connection(asyncio.Protocol):
     async def exchange(self, request: bytes, take: Take) -> int:
         """Send a request; `take` its response's body; return its status. Raises WorkerUnreachable when it breaks off."""
         if self._transport is None or not self.reusable:
-            raise WorkerUnreachable("the server closed the connection")
+            raise WorkerUnreachable("the server closed the connection at once")
         self._parser, self._take = HttpResponseParser(self), take
-        self.answered = self._framed = self._headed = False
+        self._framed = self._headed = False
         self._done = asyncio.get_running_loop().create_future()
         try:
             self._transport.write(request)
@@ -157,23 +157,24 @@ class Connections:
         self._idle.clear()
 
     async def _exchange(self, request: bytes, take: Take) -> int:
-        while self._idle:
-            kept = self._idle.pop()
-            try:
-                return await self._use(kept, request, take)
-            except WorkerUnreachable:
-                if kept.answered:
-                    raise
-                # An idle connection that the server was just closing has seen nothing of the request: use another.
-        return await self._use(await self._open(), request, take)
-
-    async def _use(self, connection: _Connection, request: bytes, take: Take) -> int:
+        """Nothing is sent twice: a server that drops a request must not look like one that is slow."""
+        connection = self._kept() or await self._open()
         status = await connection.exchange(request, take)
         if connection.reusable:
+            connection.idle_since_s = self._clock.now_s()
             self._idle.append(connection)
         else:
             connection.close()
         return status
+
+    def _kept(self) -> _Connection | None:
+        """An idle connection that the server keeps too, as far as one can know: it may close any that was idle for long."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.reusable and self._clock.now_s() - connection.idle_since_s <= MAX_IDLE_S:
+                return connection
+            connection.close()
+        return None
 
     async def _open(self) -> _Connection:
         place, loop = self.place, asyncio.get_running_loop()
