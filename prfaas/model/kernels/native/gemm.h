@@ -189,8 +189,9 @@ constexpr int64_t kFewRows = 8;  // above this, transposing the weights pays
 
 template <class Out>
 void product_few_rows(Pool* pool, const Product<Out>& p) {
-  constexpr int64_t kWorth = 32768, kLong = 131072;  // elements: worth handing over, and a stream long enough to run at full speed
-  const int64_t chunks = std::clamp<int64_t>(p.n * p.k / kLong, p.n * p.k < 2 * kWorth ? 1 : 4, 64);
+  // Streams have to be long to run at full speed, and their number even for few threads to end together.
+  constexpr int64_t kWorth = 65536, kLong = 131072;  // elements
+  const int64_t size = p.n * p.k, chunks = size < kWorth ? 1 : std::min<int64_t>((size / kLong + 4) / 4 * 4, 64);
   parallel(pool, chunks, [&](int64_t chunk) {
     for (int64_t n = p.n * chunk / chunks; n < p.n * (chunk + 1) / chunks; ++n)
       dot_rows(p.m, p.x, p.x_stride, p.w + n * p.k, p.k, p.bias ? widen(p.bias[n]) : 0.0f, p.out + n, p.n);
