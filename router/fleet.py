@@ -314,8 +314,11 @@ class Fleet:
         self._stale.clear()
 
     def _view_of(self, member: _Member) -> WorkerView:
-        """A member as policies see it: reported load, or what stands in the ledger where that is more."""
+        """A member as policies see it: reported load, or what stands in the ledger where that is more. Prompts in the ledger
+        have times of their own; only queued tokens beyond theirs are taken at an average speed."""
         load, sent = member.load, self._ledger.of(member.info.worker_id)
+        unknown = max(0, load.waiting_prefill_tokens - sent.prefill_tokens)
+        unknown_s = unknown * self._per_token_s(member) if unknown else 0.0
         return replace(
             member.facts,
             seen_s=member.seen_s,
@@ -323,7 +326,7 @@ class Fleet:
             waiting=load.waiting,
             free_tokens=max(0, load.free_blocks + load.cached_blocks - sent.blocks) * member.info.block_tokens,
             queued_tokens=max(load.waiting_prefill_tokens, sent.prefill_tokens),
-            queued_s=max(load.waiting_prefill_tokens * self._per_token_s(member), self._ledger.queued_s(member.info.worker_id)),
+            queued_s=self._ledger.queued_s(member.info.worker_id) + unknown_s,
             prefill_tokens_per_s=load.prefill_tokens_per_s,
             decode_step_s=load.decode_step_s,
             draining=load.draining or member.converting is not None,
