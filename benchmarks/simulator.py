@@ -29,7 +29,7 @@ from prfaas.sim.scenario import LinkEvent, Scenario, SimPolicy, plan_fleet, scen
 BASELINE_LOAD = 0.7  # share of the homogeneous fleet's capacity whose P90 TTFT is everybody's objective
 DURATION_S = 900.0
 SEEDS = 3
-ROUNDS = 5  # of bisection between the bounds below
+ROUNDS = 4  # of bisection between the bounds below
 BETWEEN = {SimPolicy.THRESHOLD: (2.6, 3.15), SimPolicy.PREDICTIVE: (2.6, 3.15), SimPolicy.ALL_REMOTE: (1.8, 2.4)}
 OUTAGE = (LinkEvent(300.0, 5.0), LinkEvent(480.0, 0.0), LinkEvent(600.0, 100.0))
 PHASES = (60.0, 300.0, 480.0, 600.0, 900.0)

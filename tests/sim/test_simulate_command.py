@@ -37,7 +37,7 @@ def test_options_change_what_is_simulated() -> None:
     assert run("--policy", "homogeneous")["routes"] == {"local": 1.0}
     assert run("--seed", "1")["ttft_s"] != plain["ttft_s"]
     assert run("--rtt-ms", "400")["stages_s"]["wire"]["p99"] > 0.35  # type: ignore[index]
-    lossy = run("--loss", "0.01", "--policy", "naive")["stages_s"]["wire"]["mean"]  # type: ignore[index]
+    lossy = run("--loss", "0.0001", "--policy", "naive")["stages_s"]["wire"]["mean"]  # type: ignore[index]
     assert lossy > run("--policy", "naive")["stages_s"]["wire"]["mean"]  # type: ignore[index]
     assert run("--static", "--threshold", "200000")["routes"] == {"local": 1.0}
     assert run("--sites", "prefill-dc=2")["fleet"]["n_prefill_remote"] == 2  # type: ignore[index]
