@@ -7,6 +7,7 @@ and no message; it is the only place that chooses channel options and reads cert
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,8 +131,8 @@ class TlsMaterial:
 class TlsFiles:
     """Certificate files that operators replace while the process runs. Stat'ed at most every `reload_s` seconds.
 
-    A read that fails after the first one keeps the old material: certificates are replaced file by file, and the
-    moment between two of them is not an outage.
+    Files that cannot be read or do not fit together keep the old material, after the first time: certificates are
+    replaced file by file, and the moment between two of them is not an outage.
     """
 
     def __init__(self, tls: TlsSettings, clock: Clock | None = None) -> None:
@@ -166,9 +167,25 @@ class TlsFiles:
 
     def _read(self) -> TlsMaterial:
         try:
-            return TlsMaterial(*(path.read_bytes() for path in self._paths))
+            material = TlsMaterial(*(path.read_bytes() for path in self._paths))
         except OSError as error:
             raise ConfigError(f"cannot read a TLS file: {error}") from error
+        require_usable(*self._paths)
+        return material
+
+
+def require_usable(ca: Path, cert: Path, key: Path) -> None:
+    """Raise ConfigError for files of which gRPC would say only that a port cannot be bound or a peer not be reached."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(ca)
+    except OSError as error:
+        raise ConfigError(f"tls.ca_file {ca} has no certificate in PEM: {error}") from error
+    try:
+        context.load_cert_chain(cert, key, password="")  # never a prompt: a key with a password is refused
+    except OSError as error:
+        pair = f"tls.cert_file {cert} and tls.key_file {key}"
+        raise ConfigError(f"{pair} are not a certificate in PEM and its own key without a password: {error}") from error
 
 
 def common_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:

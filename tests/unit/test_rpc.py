@@ -23,6 +23,7 @@ from prfaas.errors import (
     WorkerUnreachable,
     error_from_json,
 )
+from tests.support.certs import Authority
 
 
 def failed_call(
@@ -93,31 +94,61 @@ def test_the_host_of_an_address(address: str, host: str) -> None:
     assert rpc.host_of(address) == host
 
 
-def files_in(directory: Path, text: str) -> TlsSettings:
-    for name in ("ca", "cert", "key"):
-        (directory / name).write_text(f"{name} {text}")
-    return TlsSettings(ca_file=directory / "ca", cert_file=directory / "cert", key_file=directory / "key", reload_s=5.0)
+def files_in(directory: Path) -> TlsSettings:
+    """Certificate files, new ones at each call."""
+    return Authority.make().issue(directory).model_copy(update={"reload_s": 5.0})
+
+
+def material_in(directory: Path) -> rpc.TlsMaterial:
+    return rpc.TlsMaterial(*((directory / f"{name}.pem").read_bytes() for name in ("ca", "cert", "key")))
 
 
 def test_certificates_are_read_again_when_they_have_changed_and_it_is_time(tmp_path: Path) -> None:
     clock = ManualClock()
-    files = rpc.TlsFiles(files_in(tmp_path, "one"), clock)
-    files_in(tmp_path, "second")
+    files, first = rpc.TlsFiles(files_in(tmp_path), clock), material_in(tmp_path)
+    files_in(tmp_path)
     clock.advance(4.9)
-    assert files.current().cert == b"cert one"
+    assert files.current() == first
     clock.advance(0.2)
-    assert files.current() == rpc.TlsMaterial(b"ca second", b"cert second", b"key second")
+    assert files.current() == material_in(tmp_path) != first
 
 
 def test_a_file_that_is_missing_for_a_moment_is_not_an_outage(tmp_path: Path) -> None:
     clock = ManualClock()
-    files = rpc.TlsFiles(files_in(tmp_path, "one"), clock)
-    (tmp_path / "key").unlink()
+    files, first = rpc.TlsFiles(files_in(tmp_path), clock), material_in(tmp_path)
+    (tmp_path / "key.pem").unlink()
     clock.advance(10)
-    assert files.current().key == b"key one"
-    files_in(tmp_path, "two")
+    assert files.current() == first
+    files_in(tmp_path)
     clock.advance(10)
-    assert files.current().key == b"key two"
+    assert files.current() == material_in(tmp_path) != first
+
+
+def test_a_new_certificate_waits_for_its_key(tmp_path: Path) -> None:
+    clock = ManualClock()
+    files, first = rpc.TlsFiles(files_in(tmp_path), clock), material_in(tmp_path)
+    files_in(tmp_path)
+    late_key = (tmp_path / "key.pem").read_bytes()
+    (tmp_path / "key.pem").write_bytes(first.key)
+    clock.advance(10)
+    assert files.current() == first
+    (tmp_path / "key.pem").write_bytes(late_key)
+    clock.advance(10)
+    assert files.current() == material_in(tmp_path) != first
+
+
+@pytest.mark.parametrize(("name", "setting"), [("ca", "tls.ca_file"), ("cert", "tls.cert_file"), ("key", "tls.key_file")])
+def test_a_tls_file_that_is_no_pem_is_named(tmp_path: Path, name: str, setting: str) -> None:
+    tls = files_in(tmp_path)
+    (tmp_path / f"{name}.pem").write_text("port: 8000\n")
+    with pytest.raises(ConfigError, match=setting):
+        rpc.TlsFiles(tls)
+
+
+def test_a_certificate_with_the_key_of_another_is_refused(tmp_path: Path) -> None:
+    ours, theirs = files_in(tmp_path / "ours"), files_in(tmp_path / "theirs")
+    with pytest.raises(ConfigError, match="its own key"):
+        rpc.TlsFiles(ours.model_copy(update={"key_file": theirs.key_file}))
 
 
 def test_incomplete_tls_settings_are_refused(tmp_path: Path) -> None:
