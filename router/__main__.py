@@ -27,7 +27,7 @@ def main() -> int:
         run_router(resolve(RouterSettings, file=arguments.settings), stop)
     except OperatorError as error:
         print(f"router: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 

@@ -65,10 +65,17 @@ def build_deployment(
     if file is None:
         layer["sites"] = two_sites(counts or Counts())
     deployment = resolve(DeploymentSettings, file=file, environ=environ, flags=layer)
+    require_own_names(deployment)
+    if not any(pool.role == "decode" and pool.count for site in deployment.sites for pool in site.pools):
+        raise ConfigError("a deployment needs at least one decode worker: without it no request can be answered")
+    return deployment
+
+
+def require_own_names(deployment: DeploymentSettings) -> None:
+    """Raises ConfigError unless there are sites, each with a name of its own."""
     names = [site.name for site in deployment.sites]
     if not names or len(set(names)) != len(names):
         raise ConfigError(f"a deployment needs at least one site, each with a name of its own; it has {names}")
-    return deployment
 
 
 def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +105,7 @@ def with_thread_counts(deployment: DeploymentSettings, cores: int) -> Deployment
 
 def router_settings(deployment: DeploymentSettings, *, source: str, served_name: str) -> RouterSettings:
     """The router's settings. Raises ConfigError for unknown fields."""
-    return validate(RouterSettings, {"model": source, "served_model_name": served_name, **deployment.router})
+    return validate(RouterSettings, {"model": source, "served_model_name": served_name, **deployment.router}, at="router")
 
 
 def worker_orders(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prfaas.artifacts import resolve_model
 from prfaas.cli.catalog import catalog
-from prfaas.cli.deployment import with_thread_counts, worker_orders
+from prfaas.cli.deployment import require_own_names, with_thread_counts, worker_orders
 from prfaas.cli.run_directory import RunDirectory
 from prfaas.cli.screen import Screen
 from prfaas.cli.serve import num_cores
@@ -34,7 +34,9 @@ def run_site(request: SiteRequest, screen: Screen) -> None:
     """Run the pool until a stop signal. Raises ConfigError, FetchError or StartupError when it cannot start."""
     configure_logging(request.name)
     stop = StopSignal()
+    _require_address(request.router)
     deployment = resolve(DeploymentSettings, file=request.file)
+    require_own_names(deployment)
     sites = choose_sites(deployment, request.only)
     deployment = with_thread_counts(deployment.model_copy(update={"sites": sites}), num_cores())
     model = resolve_model(deployment.model, catalog(), progress=screen.step)
@@ -67,3 +69,9 @@ def choose_sites(deployment: DeploymentSettings, only: tuple[str, ...]) -> tuple
             "'prfaas up --only SITE' for each"
         )
     return sites
+
+
+def _require_address(text: str) -> None:
+    host, colon, port = text.rpartition(":")
+    if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
+        raise ConfigError(f"--router is {text!r}; give the router's gRPC registry as HOST:PORT, with a port from 1 to 65535")

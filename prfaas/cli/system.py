@@ -21,6 +21,7 @@ from prfaas.errors import StartupError
 
 POLL_S = 0.1
 HOPELESS_RESTARTS = 3  # a worker that was started this often without registering will not get better
+REFUSED = 2  # the status of a program that cannot run as it was told to, and will not next time either
 FIRM_S = 3.0  # what a driver gets to end its workers firmly
 WORKER_DRAIN_S = 5.0
 ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -70,7 +71,8 @@ class System:
     def wait_ready(self) -> Health:
         """Block until every worker has registered, saying who did.
 
-        Raises StartupError when that takes longer than `ready_timeout_s`, or when a process keeps failing; the message
+        Raises StartupError when that takes longer than `ready_timeout_s`, or when a process keeps failing or refuses
+        its settings; the message
         carries the end of its log.
         """
         expected = Counter[str]()
@@ -127,12 +129,14 @@ class System:
                 seen[role] = now
 
     def _raise_if_hopeless(self) -> None:
-        failing = [keeper.name for keeper in (self._router, *self._drivers) if keeper.state().restarts >= HOPELESS_RESTARTS]
-        failing += [m.worker_id for m in self._run.read_members() if m.restarts >= HOPELESS_RESTARTS]
+        states = [(keeper.name, keeper.state()) for keeper in (self._router, *self._drivers)]
+        ends = [(name, state.restarts, state.last_status) for name, state in states]
+        ends += [(member.worker_id, member.restarts, member.last_status) for member in self._run.read_members()]
+        failing = [name for name, restarts, status in ends if restarts >= HOPELESS_RESTARTS or status == REFUSED]
         if failing:
             name = failing[0]
             raise StartupError(
-                f"{name} keeps failing. The end of {self._run.log_file(name)}:\n{self._run.tail(name)}", what=name
+                f"{name} cannot start. The end of {self._run.log_file(name)}:\n{self._run.tail(name)}", what=name
             )
 
     def _router_settings(self, model: ResolvedModel) -> RouterSettings:

@@ -13,12 +13,14 @@ WORKER_ENTRYPOINT = "prfaas.worker.main:run_worker"  # run_worker(settings: Work
 
 @dataclass(frozen=True, slots=True)
 class PoolMember:
-    """One worker as its pool sees it. `pid` is None while it is not running or on an unknown host."""
+    """One worker as its pool sees it. `pid` is None while it is not running or on an unknown host; `last_status` is how
+    its program last ended, None if it did not or nobody knows."""
 
     worker_id: str
     pid: int | None
     alive: bool
     restarts: int
+    last_status: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

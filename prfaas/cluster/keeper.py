@@ -19,10 +19,12 @@ log = logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class KeeperState:
-    """`pid` is None while the program is not running; `restarts` counts the starts after the first."""
+    """`pid` is None while the program is not running; `restarts` counts the starts after the first; `last_status` is how
+    it last ended, None if it did not."""
 
     pid: int | None
     restarts: int
+    last_status: int | None = None
 
     @property
     def alive(self) -> bool:
@@ -55,6 +57,7 @@ class Keeper:
         self._stop = threading.Event()
         self._child: Child | None = None
         self._restarts = 0
+        self._last_status: int | None = None
         self._thread = threading.Thread(target=self._keep, name=f"keep-{name}", daemon=True)
 
     def start(self) -> None:
@@ -65,8 +68,8 @@ class Keeper:
     def state(self) -> KeeperState:
         """How the program is now."""
         with self._lock:
-            child, restarts = self._child, self._restarts
-        return KeeperState(child.pid if child is not None and child.alive else None, restarts)
+            child, restarts, status = self._child, self._restarts, self._last_status
+        return KeeperState(child.pid if child is not None and child.alive else None, restarts, status)
 
     def ask_to_stop(self) -> None:
         """Send SIGTERM, and do not start the program again. A second call sends it again."""
@@ -94,6 +97,8 @@ class Keeper:
             status = self._child.wait() if self._child is not None else None
             if self._stop.is_set():
                 return
+            with self._lock:
+                self._last_status = status
             failures = self._backoff.failures_after(failures, self._clock.now_s() - started_s)
             delay_s = self._backoff.delay_s(failures)
             log.warning("%s ended with status %s; starting it again in %.1f s", self.name, status, delay_s)

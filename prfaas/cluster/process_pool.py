@@ -69,7 +69,7 @@ class ProcessPool:
     def members(self) -> tuple[PoolMember, ...]:
         """See WorkerPool.members."""
         states = [(keeper.name, keeper.state()) for keeper in list(self._keepers.values())]
-        return tuple(PoolMember(name, state.pid, state.alive, state.restarts) for name, state in states)
+        return tuple(PoolMember(name, s.pid, s.alive, s.restarts, s.last_status) for name, s in states)
 
     def stop_worker(self, worker_id: str, *, drain_s: float) -> None:
         """See WorkerPool.stop_worker."""

@@ -122,7 +122,7 @@ def test_a_worker_that_cannot_start_ends_the_command_with_the_end_of_its_log(tmp
     try:
         assert system.wait_ended(60) == 1
         said = "\n".join(system.lines)
-        assert "pd-dc-decode-0 keeps failing" in said
+        assert "pd-dc-decode-0 cannot start" in said
         assert "absent" in said
         assert "Traceback" not in said
     finally:

@@ -19,7 +19,7 @@ from prfaas.cli.ports import free_port, require_free
 from prfaas.cli.router_api import Summary
 from prfaas.cli.run_directory import KEPT_RUNS, RunDirectory
 from prfaas.cli.screen import Screen
-from prfaas.cli.site import choose_sites
+from prfaas.cli.site import SiteRequest, choose_sites, run_site
 from prfaas.cli.stop_signal import STOPPING, StopSignal
 from prfaas.cluster.api import PoolMember
 from prfaas.config import DeploymentSettings, validate
@@ -30,7 +30,7 @@ def test_a_run_keeps_its_files_to_this_user_and_publishes_members_whole(tmp_path
     run = RunDirectory.create(tmp_path, 1)
     settings = run.write_settings("router", "{}")
     assert (run.path.stat().st_mode & 0o777, settings.stat().st_mode & 0o777) == (0o700, 0o600)
-    first = (PoolMember("a", 1, True, 0), PoolMember("b", None, False, 2))
+    first = (PoolMember("a", 1, True, 0), PoolMember("b", None, False, 2, 1))
     run.write_members("site-x", first)
     run.write_members("site-y", (PoolMember("c", 3, True, 0),))
     assert run.read_members() == (*first, PoolMember("c", 3, True, 0))
@@ -164,3 +164,17 @@ def test_fetch_links_to_the_model_and_never_replaces_anything_else(tmp_path: Pat
     (tmp_path / "other").write_text("mine")
     with pytest.raises(ConfigError, match="not a symbolic link"):
         fetch_model(str(model), weights=True, link=tmp_path / "other", screen=screen)
+
+
+@pytest.mark.parametrize("router", ["nohost", "127.0.0.1:99999", ":7000", "a:b", "127.0.0.1:0"])
+def test_up_refuses_an_address_that_is_none(router: str, tmp_path: Path) -> None:
+    request = SiteRequest(tmp_path / "absent.yaml", (), router, None, "site", 1.0)
+    with pytest.raises(ConfigError, match="HOST:PORT"):
+        run_site(request, Screen())
+
+
+def test_up_refuses_two_sites_of_one_name(tmp_path: Path) -> None:
+    file = tmp_path / "twice.yaml"
+    file.write_text("model: m\nsites:\n  - {name: a, pools: [{role: decode}]}\n  - {name: a, pools: [{role: decode}]}\n")
+    with pytest.raises(ConfigError, match="a name of its own"):
+        run_site(SiteRequest(file, (), "127.0.0.1:7000", None, "site", 1.0), Screen())

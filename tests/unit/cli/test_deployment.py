@@ -113,7 +113,7 @@ def test_threads_that_were_asked_for_are_left_alone(file: Path) -> None:
 
 def test_router_settings_refuse_unknown_fields() -> None:
     deployment = build({"model": "m", "router": {"prot": 1}})
-    with pytest.raises(ConfigError, match="prot"):
+    with pytest.raises(ConfigError, match=r"router\.prot"):
         router_settings(deployment, source="/m", served_name="m")
 
 
@@ -138,3 +138,10 @@ def test_workers_of_one_machine_cannot_share_a_metrics_port(file: Path) -> None:
     with pytest.raises(ConfigError, match="metrics_port of its own"):
         orders(shared)
     assert orders(shared, pool="ray")[3:] == [9400, 9400, None], "Ray puts them on machines of their own"
+
+
+def test_a_file_without_a_decode_worker_is_refused(tmp_path: Path) -> None:
+    lone = tmp_path / "lone.yaml"
+    lone.write_text("model: m\nsites:\n  - name: a\n    pools: [{role: prefill, count: 1}]\n")
+    with pytest.raises(ConfigError, match="at least one decode worker"):
+        build_deployment(file=lone, counts=None, flags={}, environ={})
