@@ -203,7 +203,7 @@ async def receiver(end: EndSettings) -> None:
 
 
 async def mixed(end: EndSettings) -> None:
-    """Small transfers timed alone, then `small` at a time among `large` large ones."""
+    """Small transfers timed alone, then `small` at a time, then `small` at a time among `large` large ones."""
     transport = GrpcPrefillTransport(end.transport(), SiteId("west"), MonotonicClock())
     address = f"{end.host}:{end.port}"
     buffers = [memoryview(bytearray(end.small_bytes)) for _ in range(end.small)]
@@ -217,6 +217,14 @@ async def mixed(end: EndSettings) -> None:
     alone: list[float] = []
     for _ in range(end.repeat):
         await small(buffers[0], alone)
+
+    async def repeat(buffer: memoryview, times: list[float]) -> None:
+        for _ in range(end.repeat):
+            await small(buffer, times)
+            await asyncio.sleep(0.02)
+
+    together: list[float] = []
+    await asyncio.gather(*(repeat(buffer, together) for buffer in buffers))
     moved = [0]
 
     async def large() -> None:
@@ -227,18 +235,13 @@ async def mixed(end: EndSettings) -> None:
     running = [asyncio.create_task(large()) for _ in range(end.large)]
     await asyncio.sleep(1.0)
     among: list[float] = []
-
-    async def repeat(buffer: memoryview) -> None:
-        for _ in range(end.repeat):
-            await small(buffer, among)
-            await asyncio.sleep(0.02)
-
-    await asyncio.gather(*(repeat(buffer) for buffer in buffers))
+    await asyncio.gather(*(repeat(buffer, among) for buffer in buffers))
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"alone": alone, "among": among, "moved": moved[0], "peak_bytes": peak}), flush=True)
+    report = {"alone": alone, "together": together, "among": among, "moved": moved[0], "peak_bytes": peak}
+    print(json.dumps(report), flush=True)
     await transport.close()
 
 
