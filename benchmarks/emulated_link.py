@@ -56,7 +56,7 @@ async def watch(url: str, samples: list[Sample], began_s: float) -> None:
     while True:
         _, text = await connections.get("/metrics")
         threshold = re.search(rb"^prfaas_offload_threshold_tokens (\S+)", text, re.MULTILINE)
-        state = re.search(rb'^prfaas_link_state\{[^}]*state="(\w+)"\} 1\.0', text, re.MULTILINE)
+        state = re.search(rb'^prfaas_link_state\{[^}]*src="prefill-dc",state="(\w+)"\} 1\.0', text, re.MULTILINE)
         if threshold is not None:
             found = state[1].decode() if state is not None else "open"
             samples.append(Sample(clock.now_s() - began_s, float(threshold[1]), found))
@@ -147,6 +147,9 @@ def add_rows(report: Report, seen: list[Seen], samples: list[Sample], phase_s: f
         note = f"{len(mine)} requests; at its end the link is {states[-1].link}, the threshold {states[-1].threshold:,.0f}"
         report.add(Measurement(f"{name}: TTFT P50", mine[len(mine) // 2], "s", lower_is_better=True, note=note))
         report.add(Measurement(f"{name}: TTFT P90", mine[int(len(mine) * 0.9)], "s", lower_is_better=True))
+        if name in ("a twentieth", "nothing"):
+            seen_by_router = float(any(s.link != "open" or s.threshold > THRESHOLD * (1 + SETTLED_SHARE) for s in states))
+            report.add(Measurement(f"{name}: the router reacts", seen_by_router, "", bar=1))
         rest_s = settle_s(samples, begin_s, end_s)
         report.add(Measurement(f"{name}: at rest after", rest_s, "s", bar=SETTLE_BAR_S, lower_is_better=True))
 

@@ -98,12 +98,16 @@ async def _listening(target: int, path: Path) -> AsyncIterator[int]:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target)
         both = {asyncio.create_task(_pass(reader, far_writer, None)), asyncio.create_task(_pass(far_reader, writer, path))}
         tasks.update(both)
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        for task in both:
-            task.cancel()
-            tasks.discard(task)
-        writer.close()
-        far_writer.close()
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            return  # the run is over; asyncio would report a cancelled handler as an error
+        finally:
+            for task in both:
+                task.cancel()
+                tasks.discard(task)
+            writer.close()
+            far_writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
