@@ -1,4 +1,4 @@
-// The gated delta rule, token by token: a worker carries a few columns of one head's state through a whole run, in L1.
+// The gated delta rule, token by token: a worker carries a few columns of one head's state through a block of tokens, in L1.
 //
 // S <- diag(a) S; u = beta (v - S^T k); S <- S + k u^T; o = S^T q. One pass over the state per token: while a token updates
 // a row, the same row is already summed for what the next token will recall.
@@ -14,6 +14,8 @@
 namespace {
 
 constexpr int64_t kStateColumns = 32;  // of a state in one worker's hands: 128 rows of them are half of L1
+
+constexpr int64_t kDeltaTokens = 64;  // that all columns of a head pass before any goes on
 
 struct Delta {
   const float *query, *key, *value, *decay, *beta;  // [T, heads, width]; decay: factors, one per channel or per head

@@ -114,11 +114,11 @@ void prfaas_delta(Pool* pool, const float* query, const float* key, const float*
                   float* states, float* out, const int64_t* runs, int64_t num_runs, int64_t heads, int64_t dk, int64_t dv,
                   int64_t decay_width) {
   const Delta d{query, key, value, decay, beta, states, out, heads, dk, dv, decay_width};
-  const int64_t tiles = (dv + kStateColumns - 1) / kStateColumns;
-  parallel(pool, num_runs * heads * tiles, [&](int64_t item) {
-    const int64_t* run = runs + 3 * (item / (heads * tiles));
-    const int64_t rest = item % (heads * tiles);
-    delta_columns(d, rest / tiles, rest % tiles * kStateColumns, run[0], run[1], run[2]);
+  parallel(pool, num_runs * heads, [&](int64_t item) {
+    const int64_t* run = runs + 3 * (item / heads);
+    for (int64_t start = run[1]; start < run[2]; start += kDeltaTokens)  // all columns, while these tokens' rows are in L2
+      for (int64_t column = 0; column < dv; column += kStateColumns)
+        delta_columns(d, item % heads, column, run[0], start, std::min(start + kDeltaTokens, run[2]));
   });
 }
 }
