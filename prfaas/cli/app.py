@@ -12,7 +12,6 @@ import typer
 from prfaas.cli.bench.command import bench_app
 from prfaas.cli.plan import plan
 from prfaas.cli.profile import profile
-from prfaas.cli.profile import profile
 from prfaas.cli.screen import Screen
 from prfaas.cli.simulate import simulate
 from prfaas.errors import PrfaasError
@@ -205,7 +204,6 @@ def link(
 
 
 app.command()(plan)
-app.command()(profile)
 app.command()(profile)
 app.command()(simulate)
 
