@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("end_to_end", "engine", "layers", "transport", "router", "http_overhead", "emulated_fleet", "emulated_link")
+NAMES = ("end_to_end", "engine", "layers", "transport", "router", "http_overhead", "emulated_fleet", "emulated_link", "simulator")
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from prfaas.sim.scenario import SimPolicy, Workload, WorkloadKind, scenario_for
 CVS = (1.0, 2.0, 4.0)
 SHARES = (0.0, 0.5)
 GBPS = (1.0, 3.0, 10.0, 30.0, 100.0)
-RATE_RPS, DURATION_S = 2.0, 300.0
+RATE_RPS, DURATION_S = 1.2, 300.0
 POLICIES = (SimPolicy.THRESHOLD, SimPolicy.PREDICTIVE)
 
 
