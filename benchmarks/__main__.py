@@ -5,7 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("end_to_end", "engine", "layers", "transport", "router", "http_overhead", "emulated_fleet", "emulated_link", "simulator")
+NAMES = (
+    "end_to_end",
+    "engine",
+    "layers",
+    "transport",
+    "router",
+    "http_overhead",
+    "emulated_fleet",
+    "emulated_link",
+    "simulator",
+)
 
 
 def main() -> int:
