@@ -9,10 +9,11 @@ from prfaas.errors import Draining
 
 
 class Gate:
-    """Closed at first. Used from one event loop."""
+    """Closed at first. Used from one event loop. `left` is called whenever somebody has left."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, left: Callable[[], None] = lambda: None) -> None:
         self._what = what
+        self._left = left
         self._open = False
         self._inside = 0
         self._empty = asyncio.Event()
@@ -49,6 +50,7 @@ class Gate:
                 self._inside -= 1
                 if self._inside == 0:
                     self._empty.set()
+                self._left()
 
         return leave
 

@@ -93,7 +93,9 @@ async def _serve(
     clock: Clock,
     stop: threading.Event,
 ) -> None:
-    doors = Doors(prefill=Gate("prefill"), decode=Gate("decode"))
+    news = asyncio.Event()
+    # What a request leaves in the cache is news: a conversation's next turn may be on its way already.
+    doors = Doors(prefill=Gate("prefill", left=news.set), decode=Gate("decode", left=news.set))
     server = rpc.server()
     port = rpc.bind(server, settings.host, settings.port, settings.transport.tls)
     sender = serve_prefill(server, settings, engine=engine, metrics=metrics, clock=clock, admit=doors.prefill.admit)
@@ -106,7 +108,6 @@ async def _serve(
         clock=clock,
         admit=doors.decode.admit,
     )
-    news = asyncio.Event()
     node = Node(_describe(settings, engine, port), doors, engine=engine, transport=transport, sender=sender, news=news)
     registry_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(node), server)  # type: ignore[no-untyped-call]
     await server.start()

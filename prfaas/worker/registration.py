@@ -20,6 +20,8 @@ from prfaas.pb import registry_pb2, registry_pb2_grpc
 from prfaas.types import CacheEvent, LinkView, WorkerInfo, WorkerLoad
 
 CALL_TIMEOUT_S = 3.0
+QUICKEST = 0.25  # news waits for this part of the interval between heartbeats, at most LONGEST_S
+LONGEST_S = 1.0
 PAGE_BLOCKS = 32_768  # names of a cache snapshot in one message: half a megabyte
 
 log = logger(__name__)
@@ -63,7 +65,8 @@ def pages(events: Iterable[CacheEvent], most: int) -> Iterator[tuple[CacheEvent,
 class Registration:
     """Keeps one worker known to the router behind `channel`.
 
-    Setting `news` tells the router of a change of load or description now rather than at the next heartbeat.
+    Setting `news` tells the router of a change of load, caches or description before the next heartbeat is due, though
+    not at once after the last: a busy worker has news all the time.
     """
 
     def __init__(self, channel: grpc.aio.Channel, reporter: Reporter, *, heartbeat_s: float, news: asyncio.Event) -> None:
@@ -136,8 +139,10 @@ class Registration:
 
     async def _pause(self) -> None:
         """Until the next heartbeat is due or there is news."""
+        soonest_s = min(LONGEST_S, self._heartbeat_s * QUICKEST)
+        await asyncio.sleep(soonest_s)
         try:
-            async with asyncio.timeout(self._heartbeat_s):
+            async with asyncio.timeout(self._heartbeat_s - soonest_s):
                 await self._news.wait()
         except TimeoutError:
             pass

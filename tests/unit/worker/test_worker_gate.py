@@ -42,6 +42,16 @@ def test_leaving_twice_counts_once() -> None:
     assert gate.inside == 0
 
 
+def test_everybody_who_leaves_is_news() -> None:
+    left: list[int] = []
+    gate = Gate("decode", left=lambda: left.append(gate.inside))
+    gate.open()
+    leaves = [gate.admit(), gate.admit()]
+    for leave in (*leaves, *leaves):
+        leave()
+    assert left == [1, 0]
+
+
 async def test_waiting_ends_when_the_last_one_leaves() -> None:
     gate = opened()
     leaves = [gate.admit(), gate.admit()]
