@@ -54,6 +54,10 @@ def pip_download(requirement: str, into: Path) -> None:
             f"pip is needed to fetch {requirement} and this Python has none: run '{sys.executable} -m ensurepip'",
             source=requirement,
         )
+    if "No space left on device" in reason:
+        raise FetchError(
+            f"no space left to download {requirement} to {into}; PRFAAS_CACHE_DIR names another place", source=requirement
+        )
     raise FetchError(
         f"pip could not download {requirement}: {reason}. Check that the package index is reachable "
         "(PIP_INDEX_URL and HTTPS_PROXY are honoured), or serve a model of your own: prfaas serve DIRECTORY_OR_GGUF",

@@ -215,6 +215,13 @@ def main() -> None:
     except PrfaasError as error:
         Screen().error(error)
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        from prfaas.cli.outputs import failed_on
+
+        Screen().error(failed_on(error))
+        sys.exit(1)
 
 
 def _given(**values: int | None) -> dict[str, int]:

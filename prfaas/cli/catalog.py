@@ -28,7 +28,9 @@ def _write_tiny(name: str, directory: Path) -> None:
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise FetchError(f"generating {name} failed: {reason}. It needs torch: pip install 'prfaas[engine]'", source=name)
+        if "No module named 'torch'" in reason:
+            reason = "it needs torch: pip install 'prfaas[engine]'"
+        raise FetchError(f"generating {name} failed: {reason}", source=name)
 
 
 def _generator_version() -> str:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from prfaas.cli.outputs import require_places
 from prfaas.errors import ConfigError
 from prfaas.planner.cases import Case
 from prfaas.planner.inputs import named_case, override_sites, parse_workload
@@ -40,6 +41,7 @@ class PlanRequest:
 
 def run_plan(request: PlanRequest) -> None:
     """Solve, write what was asked for and print. Raises ConfigError for anything that cannot be planned."""
+    require_places(request.plot, request.cluster_file)
     solved = make_plan(_case(request), step_tokens=request.step_tokens)
     if request.plot is not None:
         _draw(solved, request.plot)

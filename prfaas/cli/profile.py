@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from prfaas.cli.outputs import require_places
 from prfaas.cli.screen import Screen
 from prfaas.errors import ConfigError
 
@@ -43,6 +44,7 @@ def profile(
     from prfaas.engine.factory import build_engine, device_of
     from prfaas.metrics import Emitter, MetricSet
 
+    require_places(out)
     screen, clock = Screen(), MonotonicClock()
     plan = ProfilePlan(_numbers(lengths, "--lengths"), _numbers(batches, "--batches"), repeats, seed)
     engine_fields = {

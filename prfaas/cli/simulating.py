@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from prfaas.cli.outputs import require_places
 from prfaas.planner.cases import Case
 from prfaas.planner.inputs import named_case, override_sites
 from prfaas.planner.throughput import Moments, evaluate
@@ -49,6 +50,7 @@ class SimulateRequest:
 
 def run_simulation(request: SimulateRequest) -> None:
     """Simulate, write what was asked for and print. Raises ConfigError for what cannot be simulated."""
+    require_places(request.html, request.trace, request.json_out)
     result = simulate(build_scenario(request))
     if request.html is not None:
         write_report(result, request.html)

@@ -18,6 +18,7 @@ from prfaas.errors import QueueFull, RateLimited
 from router.policy.view import FleetView, Link, WorkerView
 
 RATE_WINDOW_S = 10.0  # over which the speed of the queue is measured
+SWEEP_TENANTS = 10_000  # balances to hold before looking for whole ones
 _SMALL_HEAP = 64
 MIN_RETRY_S, MAX_RETRY_S = 0.5, 60.0
 
@@ -64,21 +65,57 @@ class _Bucket:
     def spend(self, amount: float) -> None:
         self._balance -= amount
 
+    def whole(self, now_s: float) -> bool:
+        """Whether nothing is missing."""
+        self.wait_s(now_s)
+        return self._balance >= self._most
+
+
+class _Buckets:
+    """A bucket for each tenant that used its budget lately: a whole one is the same as none."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, _Bucket] = {}
+        self._sweep_at = SWEEP_TENANTS
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def get(self, tenant: str) -> _Bucket | None:
+        return self._of.get(tenant)
+
+    def take(self, tenant: str, rate: float, burst_s: float, now_s: float) -> _Bucket:
+        """The tenant's bucket, a whole one if it had none."""
+        found = self._of.get(tenant)
+        if found is None:
+            if len(self._of) >= self._sweep_at:
+                self._of = {name: bucket for name, bucket in self._of.items() if not bucket.whole(now_s)}
+                self._sweep_at = max(SWEEP_TENANTS, 2 * len(self._of))
+            found = self._of[tenant] = _Bucket(rate, burst_s, now_s)
+        return found
+
 
 class Budgets:
-    """Every tenant's balances; tenants that are not named have the default budget."""
+    """Every tenant's balances; tenants that are not named have the default budget.
+
+    Clients name tenants as they like, so only those that used their budgets lately take room.
+    """
 
     def __init__(self, named: Mapping[str, Budget], default: Budget) -> None:
         self._named, self._default = named, default
-        self._tokens: dict[str, _Bucket] = {}
-        self._egress: dict[str, _Bucket] = {}
+        self._tokens, self._egress = _Buckets(), _Buckets()
+
+    @property
+    def num_balances(self) -> int:
+        """Balances that are not known to be whole."""
+        return len(self._tokens) + len(self._egress)
 
     def charge_tokens(self, tenant: str, tokens: int, now_s: float) -> None:
         """Raises RateLimited while the tenant's balance is used up."""
         budget = self._of(tenant)
         if budget.tokens_per_s <= 0:
             return
-        bucket = self._tokens.setdefault(tenant, _Bucket(budget.tokens_per_s, budget.burst_s, now_s))
+        bucket = self._tokens.take(tenant, budget.tokens_per_s, budget.burst_s, now_s)
         wait_s = bucket.wait_s(now_s)
         if wait_s > 0:
             raise RateLimited(
@@ -89,14 +126,15 @@ class Budgets:
 
     def refund_tokens(self, tenant: str, tokens: int) -> None:
         """The request was not let in after all."""
-        if tenant in self._tokens:
-            self._tokens[tenant].spend(-tokens)
+        bucket = self._tokens.get(tenant)
+        if bucket is not None:
+            bucket.spend(-tokens)
 
     def charge_egress(self, tenant: str, num_bytes: int, now_s: float) -> None:
         """Book bytes that crossed a link for this tenant."""
         budget = self._of(tenant)
         if budget.egress_bytes_per_s > 0 and num_bytes > 0:
-            bucket = self._egress.setdefault(tenant, _Bucket(budget.egress_bytes_per_s, budget.burst_s, now_s))
+            bucket = self._egress.take(tenant, budget.egress_bytes_per_s, budget.burst_s, now_s)
             bucket.wait_s(now_s)
             bucket.spend(num_bytes)
 

@@ -18,6 +18,7 @@ from prfaas.cli.bench.plot import check_plot, plot
 from prfaas.cli.bench.record import Record
 from prfaas.cli.bench.running import Plan, bench
 from prfaas.cli.bench.show import show, show_errors, show_pair
+from prfaas.cli.outputs import require_places
 from prfaas.cli.screen import Screen
 from prfaas.clock import MonotonicClock
 
@@ -32,6 +33,7 @@ class Output:
 
 def run_bench(urls: Sequence[str], plan: Plan, output: Output, screen: Screen) -> int:
     """Run the plan against one or two servers, one after the other; returns the exit status. Raises as `bench`."""
+    require_places(output.json, output.plot)
     if output.plot is not None:
         check_plot(output.plot)
     outcomes = [_watched(url, plan, screen) for url in urls]

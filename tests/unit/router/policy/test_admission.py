@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from prfaas.errors import QueueFull, RateLimited
 from prfaas.types import Role
-from router.policy.admission import MAX_RETRY_S, AdmissionQueue, Budget, Budgets, Ticket, has_room
+from router.policy.admission import MAX_RETRY_S, SWEEP_TENANTS, AdmissionQueue, Budget, Budgets, Ticket, has_room
 from router.policy.view import Link
 from tests.support.router_fleet import FAR, PD, fleet_view, worker_view
 
@@ -178,6 +178,20 @@ class TestBudgets:
         budgets.charge_tokens("t", 500, 0.0)
         budgets.refund_tokens("t", 500)
         budgets.charge_tokens("t", 5, 0.0)
+
+    def test_tenants_that_were_seen_once_take_no_room_for_ever(self) -> None:
+        budgets = Budgets({}, Budget(tokens_per_s=10, burst_s=1))
+        for number in range(5 * SWEEP_TENANTS):
+            budgets.charge_tokens(f"t{number}", 1, now_s=number * 0.01)
+        assert budgets.num_balances <= SWEEP_TENANTS
+
+    def test_a_budget_that_is_used_up_survives_the_others(self) -> None:
+        budgets = Budgets({}, Budget(tokens_per_s=10, burst_s=1))
+        budgets.charge_tokens("greedy", 1_000_000, now_s=0.0)
+        for number in range(2 * SWEEP_TENANTS):
+            budgets.charge_tokens(f"t{number}", 1, now_s=number * 0.01)
+        with pytest.raises(RateLimited):
+            budgets.charge_tokens("greedy", 1, now_s=1000.0)
 
     def test_no_budget_is_no_limit(self) -> None:
         budgets = Budgets({}, Budget())
