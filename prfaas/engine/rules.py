@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf, isfinite, isnan
 
 from prfaas.errors import InvalidRequest, OutOfBlocks, PromptTooLong
 from prfaas.modelspec import GroupKind, ModelSpec
@@ -30,6 +31,7 @@ def check_request(request: GenerationRequest, spec: ModelSpec) -> None:
         raise InvalidRequest(f"n must be between 1 and {MAX_SAMPLES}, not {params.n}", param="n")
     if not 0 <= params.min_tokens <= params.max_tokens:
         raise InvalidRequest(f"min_tokens must be between 0 and max_tokens ({params.max_tokens})", param="min_tokens")
+    _check_numbers(params)
     excess = len(request.tokens) + 1 - spec.max_context_tokens
     if excess > 0:
         raise PromptTooLong(
@@ -39,6 +41,22 @@ def check_request(request: GenerationRequest, spec: ModelSpec) -> None:
             max_context_tokens=spec.max_context_tokens,
             excess_tokens=excess,
         )
+
+
+def _check_numbers(params: SamplingParams) -> None:
+    """Raises InvalidRequest for what is not a number, or none that a distribution can be shaped with."""
+    within = {
+        "temperature": 0.0 <= params.temperature < inf,
+        "top_p": 0.0 < params.top_p <= 1.0,
+        "min_p": 0.0 <= params.min_p <= 1.0,
+        "repetition_penalty": 0.0 < params.repetition_penalty < inf,
+        "presence_penalty": isfinite(params.presence_penalty),
+        "frequency_penalty": isfinite(params.frequency_penalty),
+        "logit_bias": not any(isnan(bias) or bias == inf for _, bias in params.logit_bias),
+    }
+    wrong = next((name for name, fine in within.items() if not fine), None)
+    if wrong is not None:
+        raise InvalidRequest(f"{wrong} is not a number that tokens can be drawn with", param=wrong)
 
 
 def never_fits(group: str, needed_blocks: int, existing_blocks: int) -> OutOfBlocks:

@@ -51,6 +51,27 @@ def test_counts_out_of_range_are_named(sampling: dict[str, object], param: str) 
     assert refused.value.param == param
 
 
+@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_shapes_no_distribution(name: str, value: float) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check_request(request(**{name: value}), SPEC)
+    assert refused.value.param == name
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [{"temperature": -1.0}, {"top_p": 0.0}, {"min_p": 1.5}, {"repetition_penalty": 0.0}, {"logit_bias": ((3, float("nan")),)}],
+)
+def test_numbers_out_of_range_are_refused(sampling: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest):
+        check_request(request(**sampling), SPEC)
+
+
+def test_the_ends_of_the_ranges_are_fine() -> None:
+    check_request(request(temperature=0.0, top_p=1.0, min_p=1.0, logit_bias=((3, float("-inf")),)), SPEC)
+
+
 def test_a_prompt_may_fill_the_context_but_for_one_token() -> None:
     check_request(request(19), SPEC)
     assert total_tokens(request(19), SPEC) == 20
