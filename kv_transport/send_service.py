@@ -14,7 +14,7 @@ from contextlib import aclosing
 from google.protobuf.message import DecodeError
 
 from kv_transport import messages
-from kv_transport.api import PrefillHandler
+from kv_transport.api import PrefillHandler, PrefillOrder, PrefillSource
 from kv_transport.codecs.registry import negotiate
 from kv_transport.gate import TurnGate
 from kv_transport.messages import Finish
@@ -76,6 +76,7 @@ class SendService:
         self._gate = TurnGate(SendOrder(budget), clock)
         self._shared = SendContext(worker_id, site, limits, self._gate, self._meter, clock, PathLedger(), readers)
         self._transfers: dict[TransferId, Outgoing] = {}
+        self._opening: set[TransferId] = set()
         self._closing = False
         self._sweeper = asyncio.create_task(self._sweep(), name="transfer-leases")
 
@@ -91,14 +92,7 @@ class SendService:
             transfer_id, order = messages.transfer_id_of(message), messages.from_pb_order(message)
         except DecodeError as error:
             raise InvalidRequest("the prefill order is not valid protobuf") from error
-        if transfer_id in self._transfers:
-            raise InvalidRequest("this transfer id is in use")
-        source = await self._handler.open(order)
-        try:
-            self._refuse_when_closing()
-        except Draining:
-            source.release(committed=False)
-            raise
+        source = await self._open(transfer_id, order)
         codec = negotiate(self._codec, order.codecs, self._gate.site_bytes_per_s(order.receiver_site))
         transfer = Outgoing(transfer_id, order, source, codec, self._shared)
         self._transfers[transfer.transfer_id] = transfer
@@ -114,6 +108,22 @@ class SendService:
         finally:
             if not transfer.announced:
                 self._release(transfer, committed=False)
+
+    async def _open(self, transfer_id: TransferId, order: PrefillOrder) -> PrefillSource:
+        """The source of a new transfer. Its id is taken from here on: opening waits, and others may come meanwhile."""
+        if transfer_id in self._transfers or transfer_id in self._opening:
+            raise InvalidRequest("this transfer id is in use")
+        self._opening.add(transfer_id)
+        try:
+            source = await self._handler.open(order)
+        finally:
+            self._opening.discard(transfer_id)
+        try:
+            self._refuse_when_closing()
+        except Draining:
+            source.release(committed=False)
+            raise
+        return source
 
     async def attach(self, request_bytes: bytes, peer: str = "") -> AsyncGenerator[bytes, None]:
         """A further or replacing lane. Raises TransferGone for an unknown transfer."""
