@@ -22,7 +22,7 @@ from prfaas.config import TransportSettings
 from prfaas.errors import InvalidRequest, PrfaasError
 from prfaas.metrics import MetricSet
 from prfaas.pb import transfer_pb2
-from prfaas.types import SiteId, TransferId, WorkerId
+from prfaas.types import LinkView, SiteId, TransferId, WorkerId
 
 SERVICE = "prfaas.pb.KvTransfer"
 PREFILL = "Prefill"
@@ -54,6 +54,10 @@ class TransferServer:
     def counters(self) -> dict[str, float]:
         """Accounting for leak audits, as SendService's."""
         return self._service.counters()
+
+    def links(self) -> tuple[LinkView, ...]:
+        """See SendService.links."""
+        return self._service.links()
 
     async def close(self) -> None:
         """Release every transfer. The gRPC server itself belongs to the caller."""

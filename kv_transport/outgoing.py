@@ -107,6 +107,11 @@ class Outgoing:
         return self._session.num_lanes if self._session is not None else 0
 
     @property
+    def waiting_bytes(self) -> int:
+        """Computed bytes that the network has not taken yet."""
+        return self._session.waiting_bytes if self._session is not None else 0
+
+    @property
     def announced(self) -> bool:
         """The manifest was handed to the receiver, which may come back for the rest."""
         return self._announced and not self._closed and self._failure is None

@@ -7,6 +7,7 @@ source fails, and when its call ends before the manifest was handed over.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
 from contextlib import aclosing
@@ -28,7 +29,7 @@ from prfaas.errors import Draining, InvalidRequest, PrfaasError, TransferGone
 from prfaas.log import logger
 from prfaas.metrics import MetricSet
 from prfaas.pb import transfer_pb2
-from prfaas.types import SiteId, TransferId, WorkerId
+from prfaas.types import LinkView, SiteId, TransferId, WorkerId
 
 log = logger(__name__)
 
@@ -38,6 +39,7 @@ log = logger(__name__)
 SEND_TURNS = 1
 READING_TURNS = 4  # where other threads read and code chunks
 SWEEP_S = 1.0
+MAX_SITES = 64  # receiving sites whose paths are reported
 MAX_PROBE_BYTES = 1024**3
 MAX_PROBE_MESSAGE_BYTES = 4 * 1024**2
 PROBE_SITE = SiteId("(probe)")
@@ -77,6 +79,7 @@ class SendService:
         self._shared = SendContext(worker_id, site, limits, self._gate, self._meter, clock, PathLedger(), readers)
         self._transfers: dict[TransferId, Outgoing] = {}
         self._opening: set[TransferId] = set()
+        self._receivers: dict[SiteId, None] = {}  # sites that were sent to, oldest first
         self._closing = False
         self._sweeper = asyncio.create_task(self._sweep(), name="transfer-leases")
 
@@ -96,6 +99,7 @@ class SendService:
         codec = negotiate(self._codec, order.codecs, self._gate.site_bytes_per_s(order.receiver_site))
         transfer = Outgoing(transfer_id, order, source, codec, self._shared)
         self._transfers[transfer.transfer_id] = transfer
+        self._remember(order.receiver_site)
         self._meter.leases(len(self._transfers))
         try:
             async with aclosing(transfer.main_lane(peer)) as lane:
@@ -186,6 +190,23 @@ class SendService:
         counters["waiting_lanes"] = float(self._gate.num_waiting)
         counters["resent_chunks"] = float(self._meter.resent)
         return counters
+
+    def links(self) -> tuple[LinkView, ...]:
+        """The paths from here as their sender sees them: what waits to be sent, and in how many transfers. On a path that
+        is clogged the receiver cannot know, because what it is told of queues behind the data."""
+        waiting, active = Counter[SiteId](), Counter[SiteId]()
+        for transfer in self._transfers.values():
+            waiting[transfer.receiver_site] += transfer.waiting_bytes
+            active[transfer.receiver_site] += 1
+        own_site = self._shared.site
+        return tuple(
+            LinkView(own_site, site, queued_bytes=waiting[site], active_transfers=active[site]) for site in self._receivers
+        )
+
+    def _remember(self, site: SiteId) -> None:
+        self._receivers[site] = None
+        if len(self._receivers) > MAX_SITES:
+            del self._receivers[next(iter(self._receivers))]
 
     async def close(self) -> None:
         """Release every transfer; lanes that are still read end with TransferGone. Idempotent."""

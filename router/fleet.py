@@ -118,7 +118,7 @@ class Fleet:
             return HeartbeatAnswer(known=False, resync=False)
         member.load, member.seen_s, member.suspect = load, self._clock.now_s(), False
         if links:
-            self._board.report(worker_id, links, member.seen_s)
+            self._board.report(worker_id, member.info.site, links, member.seen_s)
         if events:
             self._cache_revision += 1
         in_step = self._index.apply(worker_id, events)

@@ -59,6 +59,11 @@ class SendSession:
         return self._ready.added_bytes
 
     @property
+    def waiting_bytes(self) -> int:
+        """Raw bytes that are computed and have not been handed over to the network."""
+        return self.ready_bytes - self.cut_bytes + sum(self._chunks[seq].raw_bytes for seq in self._leaving)
+
+    @property
     def first_frame(self) -> bytes | None:
         """The first-token frame, once computing has ended."""
         return self._first_frame

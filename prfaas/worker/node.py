@@ -36,6 +36,10 @@ class Sender(Protocol):
         """Accounting for leak audits, with at least active_transfers."""
         ...
 
+    def links(self) -> tuple[LinkView, ...]:
+        """The paths from here, as their sender sees them."""
+        ...
+
 
 class Node:
     """Implements `prfaas.worker.registration.Reporter`, and the changes that the control service asks for.
@@ -73,7 +77,7 @@ class Node:
         return replace(self._engine.load(), active_transfers=int(transfers), draining=self._draining)
 
     def links(self) -> tuple[LinkView, ...]:
-        return self._transport.links()
+        return (*self._transport.links(), *self._sender.links())
 
     def take_cache_events(self) -> tuple[CacheEvent, ...]:
         return self._engine.take_cache_events()

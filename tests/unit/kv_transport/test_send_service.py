@@ -6,14 +6,14 @@ import asyncio
 
 import pytest
 
-from kv_transport.messages import to_pb_order
+from kv_transport.messages import Finish, to_pb_order
 from kv_transport.send_service import SendService
 from kv_transport.testing.harness import SENDER, SENDER_SITE
 from kv_transport.testing.sources import FakeHandler, FakeSource, order_of, source_of
 from prfaas.clock import MonotonicClock
 from prfaas.config import TransportSettings
 from prfaas.errors import InvalidRequest
-from prfaas.types import TransferId
+from prfaas.types import SiteId, TransferId
 
 
 class SlowHandler(FakeHandler):
@@ -57,5 +57,25 @@ async def test_an_id_whose_opening_failed_is_free_again() -> None:
             with pytest.raises(InvalidRequest, match="no"):
                 await anext(service.prefill(order))
         assert len(handler.orders) == 2
+    finally:
+        await service.close()
+
+
+async def test_a_sender_tells_what_waits_for_each_site_and_that_nothing_does_any_more() -> None:
+    service = SendService(
+        FakeHandler(source_of()), TransportSettings(), worker_id=SENDER, site=SENDER_SITE, clock=MonotonicClock()
+    )
+    try:
+        assert service.links() == ()
+        lane = service.prefill(to_pb_order(order_of(), TransferId("t" * 32)).SerializeToString())
+        await anext(lane)
+        await asyncio.sleep(0.05)  # the source has computed everything, and nobody reads
+        (clogged,) = service.links()
+        assert (clogged.src, clogged.dst, clogged.active_transfers) == (SENDER_SITE, SiteId("west"), 1)
+        assert clogged.queued_bytes > 0
+        await lane.aclose()
+        service.finish(Finish(TransferId("t" * 32), committed=False))
+        (idle,) = service.links()
+        assert (idle.active_transfers, idle.queued_bytes) == (0, 0)
     finally:
         await service.close()

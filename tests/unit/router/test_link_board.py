@@ -16,7 +16,7 @@ SEEN = LinkView(FAR, PD, 100.0, 10.0, 5, 0.02, 0.1, active_transfers=1, age_s=1.
 def board(*views: LinkView) -> LinkBoard:
     made = LinkBoard(30.0)
     for number, view in enumerate(views):
-        made.report(WorkerId(f"d{number}"), (view,), 0.0)
+        made.report(WorkerId(f"d{number}"), PD, (view,), 0.0)
     return made
 
 
@@ -31,7 +31,7 @@ def test_receivers_add_up_and_an_idle_one_does_not_count_its_last_speed() -> Non
 def test_of_a_few_receivers_every_report_counts_at_once() -> None:
     made = board(*[SEEN] * 8)
     assert made.views(0.0)[LINK].queued_bytes == 40
-    made.report(WorkerId("d3"), (replace(SEEN, queued_bytes=0),), 0.0)
+    made.report(WorkerId("d3"), PD, (replace(SEEN, queued_bytes=0),), 0.0)
     assert made.views(0.0)[LINK].queued_bytes == 35
 
 
@@ -39,12 +39,31 @@ def test_of_many_receivers_an_eighth_must_have_reported_or_half_a_second_passed(
     made = board(*[SEEN] * 80)
     assert made.views(0.0)[LINK].queued_bytes == 400
     for number in range(9):
-        made.report(WorkerId(f"d{number}"), (replace(SEEN, queued_bytes=0),), 0.1)
+        made.report(WorkerId(f"d{number}"), PD, (replace(SEEN, queued_bytes=0),), 0.1)
     assert made.views(0.1)[LINK].queued_bytes == 400
-    made.report(WorkerId("d9"), (replace(SEEN, queued_bytes=0),), 0.1)
+    made.report(WorkerId("d9"), PD, (replace(SEEN, queued_bytes=0),), 0.1)
     assert made.views(0.1)[LINK].queued_bytes == 350
-    made.report(WorkerId("d10"), (replace(SEEN, queued_bytes=0),), 0.1)
+    made.report(WorkerId("d10"), PD, (replace(SEEN, queued_bytes=0),), 0.1)
     assert made.views(0.1 + PICTURE_S)[LINK].queued_bytes == 345
+
+
+def test_what_waits_for_a_clogged_path_is_what_its_senders_say_where_that_is_more() -> None:
+    made = board(SEEN, SEEN)
+    for number, waiting in enumerate((700, 200)):
+        sent = LinkView(FAR, PD, queued_bytes=waiting, active_transfers=3)
+        made.report(WorkerId(f"p{number}"), FAR, (sent,), 0.0)
+    together = made.views(0.0)[LINK]
+    assert (together.queued_bytes, together.active_transfers) == (900, 6)
+    assert (together.goodput_bytes_per_s, together.rtt_s, together.loss_ratio) == (20.0, 0.02, 0.1)
+    made.report(WorkerId("p0"), FAR, (LinkView(FAR, PD, queued_bytes=0),), 0.0)
+    made.forget(WorkerId("p1"))
+    assert made.views(0.0)[LINK].queued_bytes == 10
+
+
+def test_a_sender_alone_makes_no_view_of_a_path() -> None:
+    made = LinkBoard(30.0)
+    made.report(WorkerId("p0"), FAR, (LinkView(FAR, PD, queued_bytes=9),), 0.0)
+    assert made.views(0.0) == {}
 
 
 def test_old_reports_and_forgotten_receivers_say_nothing() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from prfaas.errors import Draining
-from prfaas.types import CacheGroupInfo, GroupKind, Role, SiteId, WorkerId, WorkerInfo, WorkerLoad
+from prfaas.types import CacheGroupInfo, GroupKind, LinkView, Role, SiteId, WorkerId, WorkerInfo, WorkerLoad
 from prfaas.worker.gate import Gate
 from prfaas.worker.node import Doors, Node, cache_groups
 from tests.support.scripted import ScriptedEngine, ScriptedTransport
@@ -20,6 +20,9 @@ class Sender:
 
     def counters(self) -> Mapping[str, float]:
         return {"active_transfers": 2.0}
+
+    def links(self) -> tuple[LinkView, ...]:
+        return (LinkView(SiteId("pd"), SiteId("far"), queued_bytes=7),)
 
 
 class Bench:
@@ -155,3 +158,7 @@ def test_cache_groups_count_all_their_layers() -> None:
         CacheGroupInfo("full", GroupKind.FULL, 16, None),
         CacheGroupInfo("state", GroupKind.STATE, 16, None),
     )
+
+
+def test_a_node_tells_of_paths_to_it_and_of_paths_from_it() -> None:
+    assert Bench(Role.PD_PREFILL).node.links() == (LinkView(SiteId("pd"), SiteId("far"), queued_bytes=7),)
