@@ -4,19 +4,10 @@ import json
 import os
 
 import anthropic
+from asked import CITY, MESSAGES, SCHEMA
 
 MODEL = os.environ["MODEL"]
-MESSAGES = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
-TOOL = {
-    "name": "get_weather",
-    "input_schema": {
-        "type": "object",
-        "properties": {"city": {"enum": ["Paris", "Rome"]}},
-        "required": ["city"],
-        "additionalProperties": False,
-    },
-}
-SCHEMA = {"type": "object", "properties": {"big": {"type": "boolean"}}, "required": ["big"], "additionalProperties": False}
+TOOL = {"name": "get_weather", "input_schema": CITY}
 
 
 def conversations(client: anthropic.Anthropic) -> None:

@@ -4,30 +4,12 @@ import asyncio
 import os
 
 import openai
+from asked import QUESTION, SCHEMA, TOOL
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 
 MODEL = os.environ["MODEL"]
-QUESTION = "What is the capital of France? Answer in one sentence."
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"enum": ["Paris", "Rome"]}},
-            "required": ["city"],
-            "additionalProperties": False,
-        },
-    },
-}
-SCHEMA = {
-    "title": "answer",
-    "type": "object",
-    "properties": {"big": {"type": "boolean"}},
-    "required": ["big"],
-    "additionalProperties": False,
-}
+TITLED = {"title": "answer", **SCHEMA}  # the library names a schema by its title
 
 
 def conversations() -> None:
@@ -45,7 +27,7 @@ def conversations() -> None:
     assert len(two.generations[0]) == 2
     forced = model.bind_tools([TOOL], tool_choice="get_weather").invoke(QUESTION)
     assert forced.tool_calls[0]["args"]["city"] in ("Paris", "Rome"), forced
-    shaped = model.with_structured_output(SCHEMA, method="json_schema").invoke(QUESTION)
+    shaped = model.with_structured_output(TITLED, method="json_schema").invoke(QUESTION)
     assert shaped["big"] in (True, False), shaped
 
 

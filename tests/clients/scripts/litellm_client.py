@@ -4,23 +4,10 @@ import json
 import os
 
 import litellm
+from asked import MESSAGES, SCHEMA, TOOL
 
 MODEL = os.environ["MODEL"]
-MESSAGES = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 BASE = {"model": f"openai/{MODEL}", "api_base": os.environ["OPENAI_BASE_URL"], "num_retries": 0, "messages": MESSAGES}
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"enum": ["Paris", "Rome"]}},
-            "required": ["city"],
-            "additionalProperties": False,
-        },
-    },
-}
-SCHEMA = {"type": "object", "properties": {"big": {"type": "boolean"}}, "required": ["big"], "additionalProperties": False}
 
 
 def conversations() -> None:

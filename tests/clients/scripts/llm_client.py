@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from asked import QUESTION, SCHEMA
+
 MODELS = """\
 - model_id: served
   model_name: "{model}"
@@ -15,9 +17,7 @@ MODELS = """\
   supports_schema: true
   supports_tools: true
 """
-QUESTION = "What is the capital of France? Answer in one sentence."
 SHORT = ("-m", "served", "-o", "temperature", "0", "-o", "max_tokens", "16")
-SCHEMA = '{"type": "object", "properties": {"big": {"type": "boolean"}}, "required": ["big"], "additionalProperties": false}'
 
 
 def llm(*arguments: str, good: bool = True) -> str:
@@ -46,7 +46,7 @@ def main() -> None:
     assert llm(*SHORT, "--no-stream", QUESTION) == answer
     assert len(llm(*SHORT, "-o", "max_tokens", "2", "-o", "seed", "3", QUESTION)) < len(answer)
     assert answer.split()[1] not in llm(*SHORT, "-o", "stop", answer.split()[1], QUESTION)
-    assert json.loads(llm(*SHORT, "--schema", SCHEMA, QUESTION))["big"] in (True, False)
+    assert json.loads(llm(*SHORT, "--schema", json.dumps(SCHEMA), QUESTION))["big"] in (True, False)
     assert llm(*SHORT, "-c", "And of Spain?")
     assert llm(*SHORT, "--functions", "def get_weather(city: str) -> str:\n    return 'sunny'", "Hello")
     cancel()

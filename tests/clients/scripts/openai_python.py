@@ -4,22 +4,9 @@ import json
 import os
 
 import openai
+from asked import MESSAGES, SCHEMA, TOOL
 
 MODEL = os.environ["MODEL"]
-MESSAGES = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"enum": ["Paris", "Rome"]}},
-            "required": ["city"],
-            "additionalProperties": False,
-        },
-    },
-}
-SCHEMA = {"type": "object", "properties": {"big": {"type": "boolean"}}, "required": ["big"], "additionalProperties": False}
 
 
 def conversations(client: openai.OpenAI) -> None:
