@@ -121,3 +121,4 @@ def test_any_schedule_ends_complete(actions: list[tuple[object, ...]], step: int
     assert net.receiver.landed_bytes == offer_bytes(offer) == net.sender.wire_bytes
     assert net.landed == net.sender.num_chunks
     assert net.sent <= net.sender.num_chunks + net.sender.resent_chunks
+    assert net.sent <= net.sender.num_chunks + net.sender.resent_chunks
