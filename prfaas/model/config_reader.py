@@ -86,3 +86,9 @@ class ConfigReader:
         value = self._find([key], default)
         if value not in allowed:
             raise ModelLoadError(f"{self.path}.{key} = {value!r} is not supported (only {list(allowed)})", key=key)
+
+
+def text_config(raw: Mapping[str, Any]) -> ConfigReader:
+    """The language model's part of a configuration that may describe other parts as well."""
+    config = ConfigReader(raw)
+    return config.section("text_config") if config.has("text_config") else config

@@ -14,6 +14,7 @@ from prfaas.config import Settings, SettingsT, read_yaml, validate
 from prfaas.errors import ConfigError
 from prfaas.planner.cases import Case, paper_case
 from prfaas.planner.lengths import Lengths
+from prfaas.planner.named_numbers import read_numbers
 from prfaas.planner.profile import Curve, HardwareProfile, ModelProfile
 from prfaas.planner.throughput import PdSite, PrefillSite, Workload
 from prfaas.planner.traces import parse
@@ -137,7 +138,7 @@ def parse_workload(text: str, *, base: Path = Path()) -> Workload:
     """`lognormal:mu=9.9,sigma=1,min=128,max=131072,output=1024`, `fixed:tokens=8192,output=256`, or a trace file."""
     kind, _, rest = text.partition(":")
     if kind in ("lognormal", "fixed"):
-        given = _numbers(rest, text)
+        given = read_numbers(rest, text)
         output = given.pop("output", 1024.0)
         try:
             if kind == "fixed":
@@ -160,17 +161,6 @@ def parse_workload(text: str, *, base: Path = Path()) -> Workload:
         raise ConfigError(f"the trace {path} has no usable request")
     output = sum(r.output_tokens for r in records) / len(records)
     return Workload(Lengths.empirical(r.input_tokens for r in records), max(output, 1.0))
-
-
-def _numbers(text: str, whole: str) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for part in filter(None, text.split(",")):
-        key, _, value = part.partition("=")
-        try:
-            found[key.strip()] = float(value)
-        except ValueError as error:
-            raise ConfigError(f"in workload {whole!r}, {part!r} is not name=number") from error
-    return found
 
 
 def override_sites(case: Case, text: str) -> Case:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prfaas.errors import ConfigError
+from prfaas.planner.named_numbers import read_numbers
 from prfaas.planner.traces import parse
 from prfaas.sim.scenario import LinkEvent, SimPolicy, Workload, WorkloadKind
 
@@ -44,7 +45,7 @@ def parse_workload(text: str, *, speed: float = 1.0) -> Workload:
     name, _, rest = text.partition(":")
     if name not in {k.value for k in WorkloadKind} - {WorkloadKind.TRACE.value}:
         return _trace(Path(text), speed)
-    kind, given = WorkloadKind(name), _numbers(rest, text)
+    kind, given = WorkloadKind(name), read_numbers(rest, text)
     made = Workload(kind)
     if kind in _ARRIVALS:
         made = replace(made, prefix_share=given.pop("share", 0.0))
@@ -91,14 +92,3 @@ def _trace(path: Path, speed: float) -> Workload:
     if not records:
         raise ConfigError(f"the trace {path} has no usable request")
     return Workload(WorkloadKind.TRACE, records=records, speed=speed)
-
-
-def _numbers(text: str, whole: str) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for part in filter(None, text.split(",")):
-        key, _, value = part.partition("=")
-        try:
-            found[key.strip()] = float(value)
-        except ValueError as error:
-            raise ConfigError(f"in workload {whole!r}, {part!r} is not name=number") from error
-    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from prfaas.model.config_reader import ConfigReader
+from prfaas.model.config_reader import ConfigReader, text_config
 from prfaas.model.families._mla import LatentConfig, latent_group, parse_latent_shape, read_latent_attention
 from prfaas.model.families._moe import ExpertNames, MoeConfig, parse_moe, read_moe
 from prfaas.model.family import Family, Outline, RawConfig
@@ -45,14 +45,9 @@ class DeepseekConfig:
     moe: MoeConfig
 
 
-def _text(raw: RawConfig) -> ConfigReader:
-    config = ConfigReader(raw)
-    return config.section("text_config") if config.has("text_config") else config
-
-
 def parse(raw: RawConfig) -> DeepseekConfig:
     """Read a configuration. Raises ModelLoadError for a missing key or a variant that is not computed."""
-    config = _text(raw)
+    config = text_config(raw)
     config.require_equal("hidden_act", ["silu"], "silu")
     shape, hidden = parse_latent_shape(config), config.integer("hidden_size")
     query_rank = config.integer("q_lora_rank") if config.has("q_lora_rank") else None
@@ -95,7 +90,7 @@ def build(raw: RawConfig, spec: ModelSpec, weights: WeightReader) -> DecoderNetw
     """Read all weights of the text part."""
     config = parse(raw)
     base = f"{config.prefix}model"
-    frequencies = read_frequencies(_text(raw), config.latent.shape.rope, weights.device)
+    frequencies = read_frequencies(text_config(raw), config.latent.shape.rope, weights.device)
     embedding = weights.take(f"{base}.embed_tokens.weight", (config.vocab_size, config.hidden))
     return DecoderNetwork(
         spec=spec,

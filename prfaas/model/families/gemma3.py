@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prfaas.errors import ModelLoadError
-from prfaas.model.config_reader import ConfigReader
+from prfaas.model.config_reader import ConfigReader, text_config
 from prfaas.model.family import Family, GgufDialect, Outline, RawConfig
 from prfaas.model.layers.gqa import GroupedQueryAttention, HeadShape
 from prfaas.model.layers.linear import read_head, read_linear
@@ -41,14 +41,9 @@ class GemmaConfig:
     tied: bool
 
 
-def _text(raw: RawConfig) -> ConfigReader:
-    config = ConfigReader(raw)
-    return config.section("text_config") if config.has("text_config") else config
-
-
 def parse(raw: RawConfig) -> GemmaConfig:
     """Read a configuration. Raises ModelLoadError for a missing key or a variant that is not computed."""
-    config = _text(raw)
+    config = text_config(raw)
     config.require_equal("hidden_activation", ["gelu_pytorch_tanh"], "gelu_pytorch_tanh")
     config.require_equal("attention_bias", [False], False)
     config.require_equal("use_bidirectional_attention", [False], False)
@@ -117,7 +112,7 @@ def build(raw: RawConfig, spec: ModelSpec, weights: WeightReader) -> DecoderNetw
 
 def _rope(raw: RawConfig, config: GemmaConfig, group: str, device: torch.device) -> Rope:
     """Full layers turn slowly (and may be scaled), sliding ones by rope_local_base_freq; either spelling."""
-    text = _text(raw)
+    text = text_config(raw)
     nested = text.section("rope_parameters", required=False).raw
     kind = next(kind for kind, name in _KINDS.items() if name == group)
     scaling = text.section("rope_scaling", required=False).raw if group == _FULL else {}

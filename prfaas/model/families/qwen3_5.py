@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prfaas.model.config_reader import ConfigReader
+from prfaas.model.config_reader import ConfigReader, text_config
 from prfaas.model.families._qwen_hybrid import HybridConfig, Names, build_hybrid, outline_hybrid, parse_hybrid
 from prfaas.model.family import Family, Outline, RawConfig
 from prfaas.model.layers.linear import Linear, read_linear
@@ -11,18 +11,13 @@ from prfaas.model.weights import WeightReader
 from prfaas.modelspec import DType, ModelSpec
 
 
-def _text(raw: RawConfig) -> ConfigReader:
-    config = ConfigReader(raw)
-    return config.section("text_config") if config.has("text_config") else config
-
-
 def _names(raw: RawConfig) -> Names:
     nested = ConfigReader(raw).has("text_config")
     return Names(base="model.language_model" if nested else "model", head="lm_head")
 
 
 def _parse(raw: RawConfig) -> HybridConfig:
-    text = _text(raw)
+    text = text_config(raw)
     tied = ConfigReader(raw).boolean("tie_word_embeddings", default=text.boolean("tie_word_embeddings", default=False))
     return parse_hybrid(text, tied=tied)
 
@@ -32,7 +27,7 @@ def _outline(raw: RawConfig, dtype: DType) -> Outline:
 
 
 def _build(raw: RawConfig, spec: ModelSpec, weights: WeightReader) -> DecoderNetwork:
-    return build_hybrid(_parse(raw), _text(raw), _names(raw), spec, weights, _read_projection)
+    return build_hybrid(_parse(raw), text_config(raw), _names(raw), spec, weights, _read_projection)
 
 
 def _read_projection(weights: WeightReader, prefix: str, config: HybridConfig) -> Linear:
