@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import random
 import socket
 
 from prfaas.errors import StartupError
 
+# Below the ports that systems give to outgoing connections (from 32,768 on Linux, 49,152 elsewhere): one of those may be
+# taken between being found free and being bound.
+_QUIET_PORTS = range(16_384, 32_768)
+_ATTEMPTS = 64
 
-def free_port(host: str) -> int:
-    """A port that is free now. Whoever needs it should bind it soon."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that is free now. Whoever needs it should bind it soon. Raises StartupError when none is found."""
+    for port in random.sample(_QUIET_PORTS, _ATTEMPTS):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+        return port
+    raise StartupError(f"found no free port at {host}: is it an address of this machine?", what=host)
 
 
 def require_free(host: str, port: int, flag: str) -> None:

@@ -13,6 +13,7 @@ import grpc.aio
 import pytest
 
 from prfaas import rpc
+from prfaas.cli.ports import free_port
 from prfaas.errors import Draining, InvalidRequest
 from prfaas.pb import registry_pb2
 from prfaas.types import Role, Route
@@ -20,7 +21,7 @@ from prfaas.worker.main import run_worker
 from tests.support.emulated_hybrid import BLOCK_TOKENS
 from tests.support.registry import Router, serving
 from tests.support.waiting import until
-from tests.support.worker_processes import Answer, Client, Worker, fleet, free_port, greedy, prompt
+from tests.support.worker_processes import Answer, Client, Worker, fleet, greedy, prompt
 
 pytestmark = [pytest.mark.e2e]
 

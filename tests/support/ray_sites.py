@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prfaas.cli.ports import free_port
 from prfaas.cluster.api import PoolMember, WorkerOrder
-from tests.support.system import free_port, wait_until
+from tests.support.system import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 # Ray replaces a loopback address by the machine's own one; switching its clusters off (as it does on macOS) keeps loopback.

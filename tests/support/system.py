@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -16,17 +15,12 @@ from typing import Any
 import grpc
 import httpx
 
+from prfaas.cli.ports import free_port
 from prfaas.cluster.api import WorkerOrder, WorkerPool
 from prfaas.config import RouterSettings, WorkerSettings
 from prfaas.pb import decode_pb2, decode_pb2_grpc, registry_pb2, registry_pb2_grpc
 
 READY_TIMEOUT_S = 90.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(what: str, check: Callable[[], bool], *, timeout_s: float = 30.0, every_s: float = 0.05) -> None:

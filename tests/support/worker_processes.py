@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from prfaas import rpc
+from prfaas.cli.ports import free_port
 from prfaas.config import TlsSettings, WorkerSettings, deep_merge
 from prfaas.convert import from_pb_prefill_report, from_pb_token_output, from_pb_usage, to_pb_decision, to_pb_generation_request
 from prfaas.pb import decode_pb2, decode_pb2_grpc, registry_pb2, registry_pb2_grpc
@@ -246,12 +246,6 @@ class Fleet:
 
     def log(self, worker_id: str) -> str:
         return (self.directory / f"{worker_id}.log").read_text()[-4000:]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

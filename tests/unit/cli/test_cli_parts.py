@@ -92,6 +92,12 @@ def test_a_taken_port_is_an_error_that_proposes_another() -> None:
     require_free("127.0.0.1", free_port("127.0.0.1"), "--port")
 
 
+def test_a_proposed_port_is_none_that_outgoing_connections_take() -> None:
+    assert all(free_port() < 32_768 for _ in range(50))
+    with pytest.raises(StartupError, match=r"192\.0\.2\.1"):
+        free_port("192.0.2.1")  # reserved for documentation: no machine has it
+
+
 def test_facts_say_when_how_and_why() -> None:
     report = {
         "route": "remote", "worker": "p-0", "decode_worker": "d-0", "reasons": ["42 > 16"], "kv_bytes": 967_680,
