@@ -3,10 +3,15 @@
 Active flows share the usable rate equally (what many long TCP flows approach), each capped by what loss allows its
 lanes. A flow is fed while prefill computes: `offer` adds bytes to it, and it finishes when every offered byte has been
 carried and the flow is closed for more. Rates in bytes/s, times in seconds.
+
+Because all that send get the same rate, one number says what each of them has been given: the *service*, the bytes that a
+flow would have sent had it never paused. A flow knows the service at which it will have nothing left, and the link looks
+only at the flow that is next to get there, so that an event costs the same with ten flows as with a thousand.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,13 +33,23 @@ def loss_capped_rate(rtt_s: float, loss_ratio: float, lanes: int) -> float:
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """One transfer on a link."""
+    """One transfer on a link. `dry_at`: while it sends, the link's service at which nothing is pending."""
 
+    link: SimLink
     on_done: Callable[[], None]
-    pending_bytes: float = 0.0
-    carried_bytes: float = 0.0
+    offered_bytes: float = 0.0
     closed: bool = False
-    rate: float = 0.0
+    sending: bool = False
+    dry_at: float = 0.0
+
+    @property
+    def pending_bytes(self) -> float:
+        """Offered and not yet carried."""
+        return max(0.0, self.dry_at - self.link.service_bytes()) if self.sending else 0.0
+
+    @property
+    def carried_bytes(self) -> float:
+        return self.offered_bytes - self.pending_bytes
 
 
 @dataclass(slots=True)
@@ -57,7 +72,11 @@ class SimLink:
     lanes: int = 8
     use: LinkUse = field(default_factory=LinkUse)
     nominal_bytes_per_s: float = field(init=False)  # what it was built with: what operators and routers believe
-    _flows: list[Flow] = field(default_factory=list)
+    _service_bytes: float = 0.0
+    _share: float = 0.0  # bytes/s of each flow that sends
+    _num_sending: int = 0
+    _order: int = 0
+    _dry: list[tuple[float, int, Flow]] = field(default_factory=list)  # by `dry_at`; entries of other values are void
     _since_s: float = 0.0
     _timer: Timer | None = None
 
@@ -70,24 +89,31 @@ class SimLink:
 
     def open(self, on_done: Callable[[], None]) -> Flow:
         """Start a flow without bytes. `on_done` runs half a round trip after its last byte left."""
-        flow = Flow(on_done)
-        self.settle()
-        self._flows.append(flow)
-        return flow
+        return Flow(self, on_done)
 
     def offer(self, flow: Flow, num_bytes: float, *, last: bool = False) -> None:
         """Add bytes to a flow; with `last`, no more will come."""
         self.settle()
-        flow.pending_bytes += num_bytes
         flow.closed = flow.closed or last
+        flow.offered_bytes += num_bytes
+        if num_bytes > 0:
+            if not flow.sending:
+                flow.sending, flow.dry_at = True, self._service_bytes
+                self._num_sending += 1
+            flow.dry_at += num_bytes
+            self._order += 1
+            heapq.heappush(self._dry, (flow.dry_at, self._order, flow))
+        elif flow.closed and not flow.sending:
+            self._done(flow)
         self._reschedule()
 
     def abort(self, flow: Flow) -> None:
-        """Drop a flow; its callback never runs."""
+        """Drop a flow; its callback never runs unless its last byte has left already."""
         self.settle()
-        if flow in self._flows:
-            self._flows.remove(flow)
-        self._reschedule()
+        if flow.sending:
+            flow.offered_bytes = flow.carried_bytes
+            self._stop(flow)
+            self._reschedule()
 
     def set_conditions(
         self, *, capacity_bytes_per_s: float | None = None, rtt_s: float | None = None, loss_ratio: float | None = None
@@ -102,56 +128,55 @@ class SimLink:
             self.loss_ratio = loss_ratio
         self._reschedule()
 
-    @property
-    def queued_bytes(self) -> float:
+    def service_bytes(self) -> float:
+        """Bytes that every flow which sends has been given since some fixed time."""
         self.settle()
-        return sum(f.pending_bytes for f in self._flows)
-
-    @property
-    def active_flows(self) -> int:
-        return len(self._flows)
-
-    @property
-    def current_rate(self) -> float:
-        """Bytes/s carried right now."""
-        return sum(f.rate for f in self._flows)
+        return self._service_bytes
 
     def settle(self) -> None:
         """Account for what the flows carried since the last change."""
         now = self.kernel.now_s()
         elapsed = now - self._since_s
-        self._since_s = now
         if elapsed <= 0:
             return
-        moved = 0.0
-        for flow in self._flows:
-            step = min(flow.pending_bytes, flow.rate * elapsed)
-            flow.pending_bytes -= step
-            flow.carried_bytes += step
-            moved += step
-        self.use.carried_bytes += moved
+        self._since_s = now
         self.use.capacity_bytes += self.capacity_bytes_per_s * elapsed
-        self.use.busy_s += elapsed if moved > 0 else 0.0
+        if self._share > 0:
+            step = self._share * elapsed
+            self._service_bytes += step
+            self.use.carried_bytes += step * self._num_sending
+            self.use.busy_s += elapsed
 
     def _reschedule(self) -> None:
+        """End what is through, share the rate among the rest, and look again when the next flow has nothing left."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for flow in [f for f in self._flows if f.closed and f.pending_bytes <= NEAR_ZERO_BYTES]:
-            self._flows.remove(flow)
-            self.kernel.after(self.rtt_s / 2, flow.on_done)
-        sending = [f for f in self._flows if f.pending_bytes > NEAR_ZERO_BYTES]
-        for flow in self._flows:
-            flow.rate = 0.0
-        if not sending:
+        while self._dry:
+            dry_at, _, flow = self._dry[0]
+            current = flow.sending and flow.dry_at == dry_at
+            if current and dry_at - self._service_bytes > NEAR_ZERO_BYTES:
+                break
+            heapq.heappop(self._dry)
+            if current:
+                self._stop(flow)
+                if flow.closed:
+                    self._done(flow)
+        if not self._num_sending:
+            self._share = self._service_bytes = 0.0
             return
-        share = min(self.capacity_bytes_per_s / len(sending), loss_capped_rate(self.rtt_s, self.loss_ratio, self.lanes))
-        if share <= 0:
-            return
-        for flow in sending:
-            flow.rate = share
-        soonest = min(f.pending_bytes for f in sending) / share
-        self._timer = self.kernel.after(soonest, self._on_timer)
+        self._share = min(
+            self.capacity_bytes_per_s / self._num_sending, loss_capped_rate(self.rtt_s, self.loss_ratio, self.lanes)
+        )
+        if self._share > 0:
+            self._timer = self.kernel.after((self._dry[0][0] - self._service_bytes) / self._share, self._on_timer)
+
+    def _stop(self, flow: Flow) -> None:
+        flow.sending = False
+        self._num_sending -= 1
+
+    def _done(self, flow: Flow) -> None:
+        self.kernel.after(self.rtt_s / 2, flow.on_done)
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -21,7 +21,6 @@ class _Watch:
     """A transfer under way."""
 
     path: Path
-    link: SimLink
     on_stall: Callable[[], None]
     moved_s: float
     landed_bytes: float = 0.0
@@ -45,7 +44,7 @@ class Paths:
             path = self._paths[src] = Path(src, self._site, tuner, link.nominal_bytes_per_s)
         path.active += 1
         path.round_trip(link.rtt_s, now_s)
-        self._watches[flow] = _Watch(path, link, on_stall, now_s)
+        self._watches[flow] = _Watch(path, on_stall, now_s)
 
     def ended(self, flow: Flow) -> None:
         """The transfer landed or was given up. Its speed teaches the path nothing: capacities are configured here."""
@@ -58,7 +57,6 @@ class Paths:
         """Read every transfer's progress, and give up those that stand still."""
         now_s, stalled = self._kernel.now_s(), []
         for flow, watch in self._watches.items():
-            watch.link.settle()
             self._read(flow, watch)
             if watch.queued_bytes and now_s - watch.moved_s > self._timeout_s:
                 stalled.append(watch)
