@@ -53,7 +53,9 @@ def run_site(request: SiteRequest, screen: Screen) -> None:
         f"starting {len(orders)} workers of {', '.join(site.name for site in sites)} for the router at {request.router}"
     )
     run = RunDirectory(log_dir) if log_dir is not None else None
-    run_pool(pool, orders, name=request.name, run=run, drain_s=request.drain_s, stop=stop)
+    logs = "their logs follow" if log_dir is None else f"their logs are in {log_dir}"
+    screen.step(f"{logs}; `prfaas status` at the router tells which of them have registered")
+    run_pool(pool, orders, name=request.name, run=run, drain_s=request.drain_s, stop=stop, tell=screen.warn)
 
 
 def choose_sites(deployment: DeploymentSettings, only: tuple[str, ...]) -> tuple[SiteSettings, ...]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from prfaas.cli.pool_news import pool_news
 from prfaas.cli.run_directory import RunDirectory
 from prfaas.cli.stop_signal import StopSignal
-from prfaas.cluster.api import WorkerOrder, WorkerPool
+from prfaas.cluster.api import PoolMember, WorkerOrder, WorkerPool
 from prfaas.cluster.process_pool import ProcessPool
 from prfaas.errors import ConfigError
 
@@ -36,14 +37,21 @@ def run_pool(
     run: RunDirectory | None,
     drain_s: float,
     stop: StopSignal,
+    tell: Callable[[str], None],
 ) -> None:
-    """Start the workers, publish their state while they run, and close the pool when a stop is asked for."""
+    """Start the workers, publish their state and `tell` of ends and restarts while they run, and close the pool when a
+    stop is asked for."""
     try:
         pool.start(orders)
         stop.install()
+        seen: tuple[PoolMember, ...] = ()
         while not stop.asked:
+            members = pool.members()
             if run is not None:
-                run.write_members(name, pool.members())
+                run.write_members(name, members)
+            for line in pool_news(seen, members):
+                tell(line)
+            seen = members
             time.sleep(PUBLISH_S)
     finally:
         close_pool(pool, drain_s=drain_s, stop=stop)
