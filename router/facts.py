@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prfaas.modelspec import CacheGroup, CacheSpec, DType, TensorSpec
 from prfaas.types import CacheGroupInfo, WorkerInfo
 from router.policy.view import WorkerView
@@ -18,9 +20,10 @@ def _cache_group(info: CacheGroupInfo) -> CacheGroup:
     return CacheGroup(info.name, info.kind, (0,), (tensor,), info.window_tokens)
 
 
-def facts(info: WorkerInfo, now_s: float) -> WorkerView:
-    """An idle worker, heard of at `now_s`."""
-    return WorkerView(
+def facts(info: WorkerInfo) -> partial[WorkerView]:
+    """A worker's view but for when it was heard of (`seen_s`) and what its loads are."""
+    return partial(
+        WorkerView,
         worker_id=info.worker_id,
         site=info.site,
         role=info.role,
@@ -30,5 +33,4 @@ def facts(info: WorkerInfo, now_s: float) -> WorkerView:
         cache=cache_spec(info),
         max_prompt_tokens=min(info.max_context_tokens - 1, info.total_blocks * info.block_tokens),
         max_running=max(1, info.max_running),
-        seen_s=now_s,
     )

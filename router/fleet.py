@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 
 from prfaas import metrics as m
 from prfaas.clock import Clock
@@ -35,6 +37,7 @@ from router.policy.link_health import Outcomes
 from router.policy.prefix_index import Family, PrefixIndex, PromptNames
 from router.policy.short_loop import Arrival
 from router.policy.view import FleetView, Link, RequestView, Tuning, WorkerView
+from router.ranking import Ranking
 from router.speeds import Speeds
 
 _log = logger(__name__)
@@ -48,7 +51,7 @@ class _Member:
     """A registered worker."""
 
     info: WorkerInfo
-    facts: WorkerView  # what does not change while it is registered
+    facts: partial[WorkerView]  # what does not change while it is registered
     load: WorkerLoad
     seen_s: float
     suspect: bool = False
@@ -72,8 +75,8 @@ class Fleet:
         self._member_timeout_s = member_timeout_s
         self._tuning = tuning
         self._members: dict[WorkerId, _Member] = {}
-        self._decode: dict[WorkerId, WorkerView] = {}
-        self._prefill: dict[SiteId, dict[WorkerId, WorkerView]] = {}
+        self._decode = Ranking(attrgetter("load"))
+        self._prefill: dict[SiteId, Ranking] = {}
         self._index = PrefixIndex()
         self._cache_revision = 0
         self._ledger = Ledger(clock)
@@ -97,7 +100,7 @@ class Fleet:
             self._leave(old.info)
         self._cache_revision += 1
         now_s = self._clock.now_s()
-        member = _Member(info, facts(info, now_s), WorkerLoad(free_blocks=info.total_blocks), now_s)
+        member = _Member(info, facts(info), WorkerLoad(free_blocks=info.total_blocks), now_s)
         self._members[info.worker_id] = member
         self._index.add_worker(info.worker_id, Family(info.fingerprint_digest, info.block_tokens, info.cache_groups))
         self._expected.add((info.site, info.role))
@@ -179,8 +182,8 @@ class Fleet:
         if self._view is None:
             self._catch_up()
             self._view = FleetView(
-                decode=tuple(self._decode.values()),
-                prefill={site: tuple(views.values()) for site, views in self._prefill.items()},
+                decode=self._decode.views(),
+                prefill={site: ranking.views() for site, ranking in self._prefill.items()},
                 links=self._board.views(self._clock.now_s()),
                 tuning=self._tuning,
                 member_timeout_s=self._member_timeout_s,
@@ -309,8 +312,8 @@ class Fleet:
         self._view = None
 
     def _catch_up(self) -> None:
-        for worker_id, member in self._stale.items():
-            self._views_of(member.info)[worker_id] = self._view_of(member)
+        for member in self._stale.values():
+            self._ranking(member.info).put(self._view_of(member))
         self._stale.clear()
 
     def _view_of(self, member: _Member) -> WorkerView:
@@ -319,8 +322,7 @@ class Fleet:
         load, sent = member.load, self._ledger.of(member.info.worker_id)
         unknown = max(0, load.waiting_prefill_tokens - sent.prefill_tokens)
         unknown_s = unknown * self._per_token_s(member) if unknown else 0.0
-        return replace(
-            member.facts,
+        return member.facts(
             seen_s=member.seen_s,
             running=max(load.running + load.waiting, sent.sequences),
             waiting=load.waiting,
@@ -341,14 +343,18 @@ class Fleet:
         speed = member.load.prefill_tokens_per_s
         return 1 / speed if speed > 0 else UNKNOWN_S_PER_TOKEN
 
-    def _views_of(self, info: WorkerInfo) -> dict[WorkerId, WorkerView]:
-        return self._prefill.setdefault(info.site, {}) if info.role.opens_prefill else self._decode
+    def _ranking(self, info: WorkerInfo) -> Ranking:
+        if not info.role.opens_prefill:
+            return self._decode
+        if info.site not in self._prefill:
+            self._prefill[info.site] = Ranking(attrgetter("queued_s"))
+        return self._prefill[info.site]
 
     def _drop_view(self, info: WorkerInfo) -> None:
         self._stale.pop(info.worker_id, None)
-        views = self._views_of(info)
-        views.pop(info.worker_id, None)
-        if info.role.opens_prefill and not views:
+        ranking = self._ranking(info)
+        ranking.drop(info.worker_id)
+        if info.role.opens_prefill and not len(ranking):
             del self._prefill[info.site]
         self._view = None
 

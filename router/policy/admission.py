@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from prfaas.errors import QueueFull, RateLimited
+from prfaas.types import SiteId
 from router.policy.view import FleetView, Link, WorkerView
 
 RATE_WINDOW_S = 10.0  # over which the speed of the queue is measured
@@ -275,17 +276,33 @@ def has_room(view: FleetView, dispatched: int, per_slot: float, max_backlog_s: f
     prefill is less than `max_backlog_s` behind; over a folded link nobody may. A fleet without decode workers has room:
     deciding says what is wrong.
     """
-    decode = _alive(view.decode, view, now_s)
-    if not decode:
-        return True
-    if dispatched >= per_slot * sum(w.max_running for w in decode):
-        return False
-    sites, folded = {w.site for w in decode}, view.tuning.folded
-    near = [ws for site, ws in view.prefill.items() if site in sites or not folded.issuperset(Link(site, s) for s in sites)]
-    prefill = [w for workers in near for w in _alive(workers, view, now_s)] or decode
-    return min(w.queued_s for w in prefill) < max_backlog_s
-
-
-def _alive(workers: tuple[WorkerView, ...], view: FleetView, now_s: float) -> list[WorkerView]:
     oldest_s = now_s - view.member_timeout_s
-    return [w for w in workers if w.seen_s >= oldest_s and not (w.draining or w.suspect)]
+    seats, some = 0, False
+    for worker in view.decode:
+        if _alive(worker, oldest_s):
+            some, seats = True, seats + worker.max_running
+            if dispatched < per_slot * seats:
+                break
+    else:
+        return not some
+    near = [_shortest(site, view, oldest_s) for site in view.prefill if _near(site, view, oldest_s)]
+    queues = [worker.queued_s for worker in near if worker is not None]
+    queues = queues or [worker.queued_s for worker in view.decode if _alive(worker, oldest_s)]
+    return min(queues) < max_backlog_s
+
+
+def _near(site: SiteId, view: FleetView, oldest_s: float) -> bool:
+    """Whether some decode worker can be reached from a site."""
+    folded = view.tuning.folded
+    return not folded or any(
+        worker.site == site or Link(site, worker.site) not in folded for worker in view.decode if _alive(worker, oldest_s)
+    )
+
+
+def _shortest(site: SiteId, view: FleetView, oldest_s: float) -> WorkerView | None:
+    """The site's worker with the shortest queue of those that may prefill."""
+    return next((worker for worker in view.prefill[site] if _alive(worker, oldest_s)), None)
+
+
+def _alive(worker: WorkerView, oldest_s: float) -> bool:
+    return worker.seen_s >= oldest_s and not (worker.draining or worker.suspect)

@@ -11,9 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from prfaas.types import Role, SiteId
 
 FORGET = 0.98  # weight of a measurement after each newer one: the last fifty or so count
@@ -53,21 +50,31 @@ class PrefillModel:
 Models = Mapping[Kind, PrefillModel]
 
 
+_SCALE = (1.0, 1e4, 1e8)  # brings the three features to one magnitude
+
+
 @dataclass(slots=True)
 class PrefillFit:
-    """Running fit of one kind of worker. Relative errors count, so that short prompts are not drowned by long ones."""
+    """Running fit of one kind of worker. Relative errors count, so that short prompts are not drowned by long ones.
+
+    Plain floats: three unknowns are solved sooner than an array library is asked to.
+    """
 
     num_samples: int = 0
-    _gram: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 3)))
-    _moment: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+    _gram: list[list[float]] = field(default_factory=lambda: [[0.0] * 3 for _ in range(3)])
+    _moment: list[float] = field(default_factory=lambda: [0.0] * 3)
 
     def add(self, new_tokens: int, cached_tokens: int, seconds: float) -> None:
         """Take a measurement; durations of zero and prompts without new tokens say nothing and are ignored."""
         if new_tokens <= 0 or seconds <= 0:
             return
-        row = _features(new_tokens, cached_tokens) / seconds
-        self._gram = self._gram * FORGET + np.outer(row, row)
-        self._moment = self._moment * FORGET + row
+        pairs = new_tokens * (cached_tokens + new_tokens / 2)
+        row = [1.0 / seconds, new_tokens / _SCALE[1] / seconds, pairs / _SCALE[2] / seconds]
+        for i, own in enumerate(row):
+            self._moment[i] = self._moment[i] * FORGET + own
+            line = self._gram[i]
+            for j, other in enumerate(row):
+                line[j] = line[j] * FORGET + own * other
         self.num_samples += 1
 
     def model(self) -> PrefillModel | None:
@@ -76,24 +83,31 @@ class PrefillFit:
             return None
         used = [0, 1, 2]
         while used:
-            gram = self._gram[np.ix_(used, used)]
-            scale = RIDGE * np.trace(gram) / len(used)
-            solved = np.linalg.solve(gram + scale * np.eye(len(used)), self._moment[used])
-            if (solved >= 0).all():
-                parts = np.zeros(3)
-                parts[used] = solved / _SCALE[used]
-                return PrefillModel(*map(float, parts))
-            used.pop(int(np.argmin(solved)))
+            ridge = RIDGE * sum(self._gram[i][i] for i in used) / len(used)
+            lines = [[self._gram[i][j] + ridge * (i == j) for j in used] for i in used]
+            solved = _solve(lines, [self._moment[i] for i in used])
+            least = min(solved)
+            if least >= 0:
+                parts = [0.0] * 3
+                for i, value in zip(used, solved, strict=True):
+                    parts[i] = value / _SCALE[i]
+                return PrefillModel(*parts)
+            used.pop(solved.index(least))
         return None
 
 
-_SCALE = np.array([1.0, 1e4, 1e8])  # brings the three features to one magnitude
-
-
-def _features(new_tokens: int, cached_tokens: int) -> NDArray[np.float64]:
-    pairs = new_tokens * (cached_tokens + new_tokens / 2)
-    row: NDArray[np.float64] = np.array([1.0, new_tokens, pairs]) / _SCALE
-    return row
+def _solve(lines: list[list[float]], right: list[float]) -> list[float]:
+    """Solve a symmetric positive definite system by elimination, which needs no pivots there. Uses up its arguments."""
+    size = len(right)
+    for i in range(size):
+        for k in range(i + 1, size):
+            factor = lines[k][i] / lines[i][i]
+            for j in range(i, size):
+                lines[k][j] -= factor * lines[i][j]
+            right[k] -= factor * right[i]
+    for i in reversed(range(size)):
+        right[i] = (right[i] - sum(lines[i][j] * right[j] for j in range(i + 1, size))) / lines[i][i]
+    return right
 
 
 @dataclass(frozen=True, slots=True)

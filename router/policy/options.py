@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from operator import attrgetter
 
 from prfaas.errors import NoWorkerAvailable
 from prfaas.types import Role, Route, SiteId, WorkerId
@@ -102,12 +101,13 @@ def choose_decode(request: RequestView, view: FleetView, now_s: float) -> Worker
     oldest_s = now_s - view.member_timeout_s
     best: WorkerView | None = None
     least = math.inf
-    loads = [worker.running / worker.max_running for worker in view.decode]
     whole = request.num_tokens / scorers.MISSING_TOKENS_PER_BATCH
-    for index in sorted(range(len(loads)), key=loads.__getitem__):
-        worker = view.decode[index]
-        if loads[index] + whole >= least and worker.worker_id not in request.cached_tokens:
-            continue
+    for worker in view.decode:
+        if worker.load + whole >= least:
+            if not request.cached_tokens:
+                break
+            if worker.worker_id not in request.cached_tokens:
+                continue
         if filters.can_take(worker, request, oldest_s):
             cost = scorers.decode_cost(worker, request)
             if cost < least:
@@ -124,7 +124,6 @@ def choose_decode(request: RequestView, view: FleetView, now_s: float) -> Worker
 
 # Cost, id (so that equal costs have an order), missing tokens, compute seconds, worker.
 _Ranked = tuple[float, WorkerId, int, float, WorkerView]
-_QUEUED_S = attrgetter("queued_s")
 
 
 def _rank(
@@ -140,7 +139,7 @@ def _rank(
     models = {role: view.models.get(Kind(site, role)) for role in Role}
     without = dict.fromkeys(Role, 0)  # ranked workers that have nothing of the prompt cached
     ranked: list[_Ranked] = []
-    for worker in sorted(filters.prefill_workers(view, decode, site, request), key=_QUEUED_S):
+    for worker in filters.prefill_workers(view, decode, site, request):
         cached = request.cached_tokens.get(worker.worker_id, 0)
         if not cached and without[worker.role] >= limit:
             continue  # equally fast workers with shorter queues stand before it already

@@ -57,6 +57,11 @@ class WorkerView:
     draining: bool = False
     suspect: bool = False  # a call failed since the last heartbeat
 
+    @property
+    def load(self) -> float:
+        """Sequences here for each seat of a full batch."""
+        return self.running / self.max_running
+
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
@@ -73,7 +78,8 @@ class Tuning:
 @dataclass(frozen=True, slots=True)
 class FleetView:
     """All registered workers and the state of the links between sites. A worker is in exactly one of the two groups:
-    those that decode, and, site by site, those whose prefill door is open."""
+    those that decode, freest first (by `load`), and, site by site, those whose prefill door is open, shortest queue first
+    (by `queued_s`): a policy looks at the first few, not at all of a large fleet."""
 
     decode: tuple[WorkerView, ...]
     prefill: Mapping[SiteId, tuple[WorkerView, ...]]

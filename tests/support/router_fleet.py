@@ -88,9 +88,10 @@ def fleet_view(
     links: tuple[LinkView, ...] = (),
 ) -> FleetView:
     doors = [w for w in workers if w.role.opens_prefill]
+    sites = dict.fromkeys(w.site for w in doors)
     return FleetView(
-        decode=tuple(w for w in workers if not w.role.opens_prefill),
-        prefill={s: tuple(w for w in doors if w.site == s) for s in dict.fromkeys(w.site for w in doors)},
+        decode=tuple(sorted((w for w in workers if not w.role.opens_prefill), key=lambda w: w.load)),
+        prefill={s: tuple(sorted((w for w in doors if w.site == s), key=lambda w: w.queued_s)) for s in sites},
         links={Link(v.src, v.dst): v for v in links},
         tuning=Tuning(threshold, frozenset(scarce), frozenset(folded)),
         member_timeout_s=3.0,
