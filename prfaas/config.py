@@ -48,7 +48,7 @@ class EngineSettings(Settings):
     native_kernels: bool = True  # C++ kernels, compiled at the first start, where compiler and processor allow
     block_tokens: PositiveInt = 64  # tokens per cache block and alignment of prefix reuse
     cache_bytes: PositiveInt = 512 * 1024**2  # device memory for KV blocks and states
-    host_cache_bytes: NonNegativeInt = 0  # host memory for evicted prefixes; 0 switches the tier off
+    host_cache_bytes: NonNegativeInt | None = None  # host memory for evicted prefixes; 0: none, None: by the device
     state_snapshot_blocks: PositiveInt = 16  # long prefills snapshot recurrent state every so many blocks
     state_snapshot_share: float = Field(default=0.5, gt=0, lt=1)  # share of cache_bytes that states may take
     max_running: PositiveInt = 16  # sequences in one step

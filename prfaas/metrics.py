@@ -105,6 +105,14 @@ ENGINE_PROMPT_TOKENS = _counter("vllm:prompt_tokens_total", W, "Prompt tokens co
 ENGINE_GENERATION_TOKENS = _counter("vllm:generation_tokens_total", W, "Tokens sampled", "model_name")
 PREFIX_QUERIES = _counter("vllm:prefix_cache_queries_total", W, "Prompt tokens looked up in the prefix cache", "model_name")
 PREFIX_HITS = _counter("vllm:prefix_cache_hits_total", W, "Prompt tokens found in the prefix cache", "model_name")
+HOST_HITS = _counter(
+    "prfaas_host_tier_hits_total",
+    W,
+    "Prefixes that host memory held, of new prompts or preempted sequences: restored or computed, and why",
+    "origin",  # prompt, preemption
+    "outcome",  # restored, computed
+    "reason",  # faster, unmeasured, no_room
+)
 BLOCKS = _gauge("prfaas_cache_blocks", W, "Cache blocks by state", "state")
 STEP_SECONDS = _histogram("prfaas_engine_step_seconds", W, "Duration of engine steps", STAGE_BUCKETS_S, "kind")
 TRANSFERS_ACTIVE = _gauge("prfaas_kv_transfers_active", W, "Transfers under way", "direction")

@@ -37,6 +37,14 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
+class HostHit:
+    """A prefix of `blocks` that host memory completes, and the bytes it would have to copy for that."""
+
+    blocks: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """A granted demand; `moves` restore the states and must run before the sequence's first step."""
 
@@ -64,6 +72,7 @@ class HybridCache:
         self._sliding = tuple(g for g in spec.groups if g.kind is GroupKind.SLIDING)
         self._state = tuple(g.name for g in spec.groups if g.kind is GroupKind.STATE)
         self._max_chunk_tokens = max_chunk_tokens
+        self._move_bytes = {g.name: g.bytes_between(0, 1 if g.is_state else self._block_tokens) for g in spec.groups}
         self._quota_left = {g.name: sizes[g.name] for g in self._sliding}
         self._store = PrefixStore(spec, sizes, host_sizes or {})
         self._pools = self._store.pools
@@ -139,15 +148,21 @@ class HybridCache:
         }
         return Opened(Lease(tables, slots, quotas, starts, torn, list(path)), moves)
 
-    def match_host(self, names: Sequence[BlockHash], num_tokens: int) -> int:
+    def match_host(self, names: Sequence[BlockHash], num_tokens: int) -> HostHit | None:
         """As `match`, with host memory filling in from where the device's part of the prefix ends, and for the states."""
-        path, host = self._path(names, num_tokens), self._store.host
+        host = self._store.host
         if not self.reuse or host.empty:
-            return 0
-        known, limit = len(path), max(0, num_tokens - 1) // self._block_tokens
+            return None
+        path, limit = self._path(names, num_tokens), max(0, num_tokens - 1) // self._block_tokens
+        known = len(path)
         while known < min(limit, len(names)) and all(host.has(name, names[known]) for name in self._full):
             known += 1
-        return next((depth for depth in range(known, 0, -1) if self._can_restore(path, names, depth)), 0)
+        hits = (self._host_hit(path, names, depth) for depth in range(known, 0, -1))
+        return next((hit for hit in hits if hit is not None), None)
+
+    def bytes_from_host(self, moves: Iterable[Move]) -> int:
+        """What these moves copy from host memory, in bytes."""
+        return sum(self._move_bytes[move.group] for move in moves if move.source_tier is CacheTier.HOST)
 
     def restore(self, names: Sequence[BlockHash], depth: int, demand: Demand) -> Opened | None:
         """As `open` with a hit of `match_host`: what the device lacks of the first `depth` blocks comes from the host."""
@@ -307,16 +322,17 @@ class HybridCache:
             part.pop()
         return part
 
-    def _can_restore(self, path: Sequence[Node], names: Sequence[BlockHash], depth: int) -> bool:
-        host, num_tokens = self._store.host, depth * self._block_tokens
-        held = self._device_part(path[:depth], num_tokens)
-        if not all(host.has(name, names[depth - 1]) for name in self._state):
-            return False
-        starts = {g.name: g.first_needed_token(num_tokens) // self._block_tokens for g in self._sliding}
-        paged = {**dict.fromkeys(self._full, 0), **starts}
-        return all(
-            host.has(name, names[index]) for name, start in paged.items() for index in range(max(start, len(held)), depth)
-        )
+    def _host_hit(self, path: Sequence[Node], names: Sequence[BlockHash], depth: int) -> HostHit | None:
+        """What host memory has to give for the first `depth` blocks; None when it lacks some of it."""
+        num_tokens = depth * self._block_tokens
+        held = len(self._device_part(path[:depth], num_tokens))
+        needed = {name: range(held, depth) for name in self._full}
+        for group in self._sliding:
+            needed[group.name] = range(max(held, group.first_needed_token(num_tokens) // self._block_tokens), depth)
+        needed |= dict.fromkeys(self._state, range(depth - 1, depth))
+        if not all(self._store.host.has(name, names[index]) for name, lacking in needed.items() for index in lacking):
+            return None
+        return HostHit(depth, sum(len(lacking) * self._move_bytes[name] for name, lacking in needed.items()))
 
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_tokens)

@@ -51,6 +51,11 @@ class Lease:
     kept: Kept | None = None
     closed: bool = False
 
+    @property
+    def kept_tokens(self) -> int:
+        """The block boundary whose states are kept besides the working ones; 0 for none."""
+        return 0 if self.kept is None else self.kept.num_tokens
+
     def places(self, wanted: KvRange, num_tokens: int) -> tuple[int, ...]:
         """The block table of a range of a prompt of `num_tokens`, or the one slot of its states; empty for states that
         are not held."""

@@ -30,8 +30,7 @@ def snapshot_readable(job: Job, share: Share) -> tuple[EngineEvent, ...]:
 
 
 def _kept_at(sequence: TokenSequence, num_tokens: int) -> tuple[EngineEvent, ...]:
-    kept = sequence.held.kept
-    return (SnapshotReady(num_tokens),) if kept is not None and kept.num_tokens == num_tokens else ()
+    return (SnapshotReady(num_tokens),) if sequence.held.kept_tokens == num_tokens else ()
 
 
 def take_drawn(job: Job, strand: Strand, spec: ModelSpec, drawn: Sequence[Drawn]) -> tuple[TokenOutput, ...]:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from prfaas.modelspec import DType, KvRange, ModelSpec
 from prfaas.sched.plan import StepPlan, StepResult
+from prfaas.sched.restore import CopyCost
 from prfaas.types import SamplingParams
 
 
@@ -35,6 +36,10 @@ class Backend(Protocol):
 
     def pool_sizes(self) -> Mapping[str, PoolSize]:
         """Group name -> blocks (FULL, SLIDING) or slots (STATE) that exist. Fixed for the backend's life."""
+        ...
+
+    def copy_cost(self) -> CopyCost:
+        """What copies from host memory take, measured now. Asked once, before the first step."""
         ...
 
     def execute(self, plan: StepPlan, on_layer: LayerHook | None) -> StepResult:

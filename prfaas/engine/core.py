@@ -25,6 +25,7 @@ from prfaas.engine.totals import CoreTotals
 from prfaas.errors import DeadlineExceeded, EngineFailed, PrfaasError, RequestCancelled, TransferGone
 from prfaas.modelspec import KvRange, ModelSpec
 from prfaas.sched.plan import Drawn, StepPlan, StepResult
+from prfaas.sched.restore import FREE, CopyCost, RestoreModel
 from prfaas.sched.scheduler import Limits, Round, Scheduler
 from prfaas.sched.sequence import Sequence as TokenSequence
 from prfaas.types import BlockHash, CacheTier, FinishReason, GenerationRequest, TokenOutput, Usage
@@ -35,7 +36,7 @@ CoreEvent = tuple[JobId, EngineEvent | PrfaasError]
 class EngineCore:
     """Everything about an engine that can be decided without computing. Not thread-safe; its owner locks."""
 
-    def __init__(self, spec: ModelSpec, sizes: Mapping[str, PoolSize], settings: EngineSettings) -> None:
+    def __init__(self, spec: ModelSpec, sizes: Mapping[str, PoolSize], settings: EngineSettings, cost: CopyCost = FREE) -> None:
         context = min(spec.max_context_tokens, settings.max_context_tokens or spec.max_context_tokens)
         self.spec = spec = replace(spec, max_context_tokens=context)
         self.totals = CoreTotals()
@@ -48,7 +49,7 @@ class EngineCore:
             host_sizes={name: size.host for name, size in sizes.items()},
         )
         limits = Limits(settings.max_running, settings.max_waiting, settings.max_step_tokens, settings.state_snapshot_blocks)
-        self.scheduler = Scheduler(self.cache, limits)
+        self.scheduler = Scheduler(self.cache, limits, RestoreModel(cost))
         self._jobs: dict[JobId, Job] = {}
         self._strands: dict[int, tuple[Job, Strand]] = {}  # by sequence id
         self._events: list[CoreEvent] = []
@@ -214,7 +215,7 @@ class EngineCore:
         if not is_answered(plan, result):
             self._step = step
             raise EngineFailed("the backend's result does not answer every row of the plan")
-        self.scheduler.complete(step)
+        self.scheduler.complete(step, restore_s=result.restore_s)
         for sequence in step.admitted:
             if sequence.restoring:
                 sequence.restoring = False
@@ -285,8 +286,7 @@ class EngineCore:
             return
         job.admitted_s, job.cached_tokens = now_s, sequence.cached
         self.totals.prefix_hit += sequence.cached
-        kept = sequence.held.kept
-        self._emit(job, Admitted(sequence.cached, now_s - job.arrival_s, 0 if kept is None else kept.num_tokens))
+        self._emit(job, Admitted(sequence.cached, now_s - job.arrival_s, sequence.held.kept_tokens))
         if not sequence.restoring:
             self._emit_all(job, readable_at_once(job, sequence, self.spec.num_layers))
 

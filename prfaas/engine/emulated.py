@@ -19,6 +19,7 @@ from prfaas.errors import EngineFailed, UnsupportedParameter
 from prfaas.modelspec import CacheGroup, DType, KvRange, ModelSpec
 from prfaas.planner.profile import HardwareProfile
 from prfaas.sched.plan import Draw, Drawn, Row, RowResult, StepPlan, StepResult
+from prfaas.sched.restore import FREE, CopyCost
 from prfaas.types import SamplingParams, TokenLogprob
 
 MAX_REMEMBERED = 4096  # sequences whose attention sum is carried on instead of read again
@@ -56,6 +57,9 @@ class EmulatedBackend:
     def pool_sizes(self) -> Mapping[str, PoolSize]:
         return self._sizes
 
+    def copy_cost(self) -> CopyCost:
+        return FREE  # a profile prices computing only
+
     def execute(self, plan: StepPlan, on_layer: LayerHook | None) -> StepResult:
         self._store.copy(plan.before)
         try:
@@ -89,7 +93,7 @@ class EmulatedBackend:
 
         A chunk of [a, b) costs T(b) - T(a) of the prefill curve T, with T(0) = 0.
         """
-        decodes = sum(1 for row in plan.rows if row.context_tokens and len(row.tokens) == 1)
+        decodes = plan.num_decodes
         chunks = [row for row in plan.rows if not (row.context_tokens and len(row.tokens) == 1)]
         curve = self._profile.prefill_s
         prefill_s = sum(curve(r.end_tokens) - (curve(r.context_tokens) if r.context_tokens else 0.0) for r in chunks)

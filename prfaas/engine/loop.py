@@ -52,7 +52,7 @@ class LoopedEngine:
         self._backend = backend
         self._settings = settings
         self._clock = clock
-        self._core = EngineCore(backend.spec, backend.pool_sizes(), settings)
+        self._core = EngineCore(backend.spec, backend.pool_sizes(), settings, backend.copy_cost())
         self._meters = EngineMeters(metrics, self._core.spec.name)
         self._changed = threading.Condition()
         self._streams: dict[JobId, JobStream] = {}
@@ -325,7 +325,9 @@ class LoopedEngine:
         with self._changed:
             now_s = self._clock.now_s()
             if isinstance(result, StepResult):
-                self._meters.step_done(plan, now_s - started_s)
+                compute_s = now_s - started_s - (result.restore_s or 0.0)
+                self._meters.step_done(plan, compute_s)
+                self._core.scheduler.restores.computed(plan.num_prefill_tokens, compute_s)
                 self._end_broken(result)
                 try:
                     self._core.apply(plan, result, now_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from prfaas.engine.job import JobState
 from prfaas.engine.totals import CoreTotals
 from prfaas.metrics import MetricSet
 from prfaas.sched.plan import StepPlan
+from prfaas.sched.restore import HostChoice
 from prfaas.types import WorkerLoad
 
 SMOOTHING = 0.2  # weight of the newest step in the recent speeds
@@ -24,13 +26,13 @@ class EngineMeters:
         self._metrics = metrics
         self._model_name = model_name
         self._seen = CoreTotals()
+        self._seen_choices: Counter[HostChoice] = Counter()
         self.prefill_tokens_per_s = 0.0
         self.decode_step_s = 0.0
 
     def step_done(self, plan: StepPlan, duration_s: float) -> None:
-        """Record one executed step."""
-        prefill_tokens = sum(len(row.tokens) for row in plan.rows if len(row.tokens) > 1 or not row.context_tokens)
-        decodes = sum(1 for row in plan.rows if len(row.tokens) == 1 and row.context_tokens)
+        """Record one executed step; `duration_s` without its copies from host memory."""
+        prefill_tokens, decodes = plan.num_prefill_tokens, plan.num_decodes
         kind = "mixed" if prefill_tokens and decodes else "prefill" if prefill_tokens else "decode"
         self._metrics.observe(m.STEP_SECONDS, duration_s, kind=kind)
         if prefill_tokens and duration_s > 0:
@@ -50,6 +52,9 @@ class EngineMeters:
             self._metrics.inc(metric, amount, model_name=name)
         self._metrics.inc(m.WASTED_TOKENS, totals.wasted - seen.wasted)
         self._seen = replace(totals)
+        for choice, count in (core.scheduler.host_choices - self._seen_choices).items():
+            self._metrics.inc(m.HOST_HITS, count, origin=choice.origin, outcome=choice.outcome, reason=choice.reason)
+        self._seen_choices = core.scheduler.host_choices.copy()
         self._metrics.set(m.RUNNING, core.scheduler.num_running, model_name=name)
         self._metrics.set(m.WAITING, core.scheduler.num_waiting, model_name=name)
         blocks = block_counts(core)

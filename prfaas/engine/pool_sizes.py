@@ -30,7 +30,7 @@ class _Demand:
 
 
 def plan_pools(spec: ModelSpec, settings: EngineSettings) -> Mapping[str, PoolSize]:
-    """Divide `cache_bytes` (and `host_cache_bytes`) among the model's cache groups.
+    """Divide `cache_bytes` (and `host_cache_bytes`, None like 0) among the model's cache groups.
 
     States take at most `state_snapshot_share` of the budget, and no more slots than could ever be in use: one running
     and one spare per running sequence, and one snapshot for each block of the attention pools. The other groups get
@@ -51,7 +51,7 @@ def plan_pools(spec: ModelSpec, settings: EngineSettings) -> Mapping[str, PoolSi
                 group=group.name,
                 cache_bytes=settings.cache_bytes,
             )
-    host = _divide(spec, settings, settings.host_cache_bytes)
+    host = _divide(spec, settings, settings.host_cache_bytes or 0)
     return {name: PoolSize(device=count, host=host[name]) for name, count in device.items()}
 
 

@@ -16,7 +16,8 @@ from prfaas.config import EngineSettings
 from prfaas.engine.backend import LayerHook, PoolSize
 from prfaas.engine.grammar import GrammarBook
 from prfaas.engine.pool_sizes import plan_pools
-from prfaas.engine.torch_device import Staging, make_staging
+from prfaas.engine.torch_copies import measure_copy_cost
+from prfaas.engine.torch_device import Staging, Stopwatch, make_staging
 from prfaas.engine.torch_inputs import PackedStep, pack_rows
 from prfaas.engine.torch_sampler import TorchSampler, rank_logprobs
 from prfaas.engine.torch_store import TorchStore
@@ -24,6 +25,7 @@ from prfaas.errors import ConfigError, EngineFailed
 from prfaas.model.api import CausalLM
 from prfaas.modelspec import DType, KvRange, ModelSpec
 from prfaas.sched.plan import Row, RowResult, StepPlan, StepResult
+from prfaas.sched.restore import CopyCost
 from prfaas.types import SamplingParams, TokenLogprob
 
 # Prompt logprobs need a softmax over the vocabulary for every token; rows are taken this many at a time.
@@ -54,17 +56,33 @@ class TorchBackend:
     def pool_sizes(self) -> Mapping[str, PoolSize]:
         return self._sizes
 
+    def copy_cost(self) -> CopyCost:
+        with torch.inference_mode():
+            return measure_copy_cost(self._store, self._spec.cache, self._sizes, self._staging)
+
     def execute(self, plan: StepPlan, on_layer: LayerHook | None) -> StepResult:
         """Run one step. Raises EngineFailed when torch does (out of memory, a failed kernel)."""
         self._sampler.forget(plan.ended)
         try:
             with torch.inference_mode():
-                self._store.copy(plan.before)
+                watch = self._copy_before(plan)
                 results = self._run(plan.rows, on_layer) if plan.rows else {}
                 self._store.copy(plan.after)
         except RuntimeError as error:
             raise EngineFailed(f"the device failed a step of {plan.num_tokens} tokens: {error}") from error
-        return StepResult(results)
+        return StepResult(results, None if watch is None else watch.elapsed_s())
+
+    def _copy_before(self, plan: StepPlan) -> Stopwatch | None:
+        """Run the copies before a step. Those from host memory touch nothing that the others touch, and go first, timed."""
+        restores = [copy for copy in plan.before if copy.source_tier == "host"]
+        if not restores:
+            self._store.copy(plan.before)
+            return None
+        watch = self._staging.stopwatch()
+        self._store.copy(restores)
+        watch.stop()
+        self._store.copy([copy for copy in plan.before if copy.source_tier != "host"])
+        return watch
 
     def _run(self, rows: Sequence[Row], on_layer: LayerHook | None) -> dict[int, RowResult]:
         packed = pack_rows(rows, self._spec.cache, self._model.device)

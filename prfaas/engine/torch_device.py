@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
+from prfaas.clock import Clock, MonotonicClock
 from prfaas.errors import ConfigError
 
 
@@ -35,6 +36,18 @@ def pick_dtype(wanted: Literal["auto", "float32", "bfloat16"], device: torch.dev
     if wanted == "bfloat16" or device.type == "cuda":
         return torch.bfloat16
     return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16", False) else torch.float32
+
+
+class Stopwatch(Protocol):
+    """Times a piece of the compute thread's work, on the device where there is one."""
+
+    def stop(self) -> None:
+        """The piece ends with what has been enqueued by now."""
+        ...
+
+    def elapsed_s(self) -> float:
+        """Seconds it took; waits for its end."""
+        ...
 
 
 class Staging(Protocol):
@@ -64,9 +77,16 @@ class Staging(Protocol):
         """Return when everything enqueued in `stream()` by this thread is done."""
         ...
 
+    def stopwatch(self) -> Stopwatch:
+        """One that starts with what the compute thread enqueues next."""
+        ...
+
 
 class CpuStaging:
     """Device memory is host memory: nothing is copied and nothing is awaited."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or MonotonicClock()
 
     def stream(self) -> AbstractContextManager[object]:
         return nullcontext()
@@ -85,6 +105,23 @@ class CpuStaging:
 
     def finish(self) -> None:
         pass
+
+    def stopwatch(self) -> Stopwatch:
+        return _ClockWatch(self._clock)
+
+
+class _ClockWatch:
+    """Nothing is enqueued on a CPU: work is over when its call returns."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._started_s = self._stopped_s = clock.now_s()
+
+    def stop(self) -> None:
+        self._stopped_s = self._clock.now_s()
+
+    def elapsed_s(self) -> float:
+        return self._stopped_s - self._started_s
 
 
 class CudaStaging:
@@ -120,6 +157,26 @@ class CudaStaging:
         done = torch.Event(self._device)
         done.record(self._stream)
         done.synchronize()
+
+    def stopwatch(self) -> Stopwatch:
+        return _EventWatch(self._device)
+
+
+class _EventWatch:
+    """Two events on the compute stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._events = [torch.Event(device, enable_timing=True) for _ in range(2)]
+        self._events[0].record(torch.accelerator.current_stream(device))
+
+    def stop(self) -> None:
+        self._events[1].record(torch.accelerator.current_stream(self._device))
+
+    def elapsed_s(self) -> float:
+        started, stopped = self._events
+        stopped.synchronize()
+        return float(started.elapsed_time(stopped)) / 1000.0
 
 
 def make_staging(device: torch.device, num_layers: int) -> Staging:

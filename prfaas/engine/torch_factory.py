@@ -6,6 +6,7 @@ import torch
 
 from prfaas.config import EngineSettings, cache_dir
 from prfaas.engine.grammar import GrammarBook
+from prfaas.engine.host_budget import available_bytes, host_budget
 from prfaas.engine.torch_backend import TorchBackend
 from prfaas.engine.torch_device import pick_device, pick_dtype
 from prfaas.model.kernels.kernel_set import Kernels
@@ -25,6 +26,9 @@ def build_torch_backend(settings: EngineSettings, *, source: str, served_name: s
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     device = pick_device(settings.device)
+    if settings.host_cache_bytes is None:
+        budget = host_budget(settings.cache_bytes, available_bytes(), own_memory=device.type != "cpu")
+        settings = settings.model_copy(update={"host_cache_bytes": budget})
     dtype = pick_dtype(settings.dtype, device)
     text = load_text_model(source)  # before the weights: reading a vocabulary takes memory for a moment
     model = load_model(

@@ -81,6 +81,15 @@ class StepPlan:
         return sum(len(row.tokens) for row in self.rows)
 
     @property
+    def num_prefill_tokens(self) -> int:
+        """Tokens of rows that compute a prompt: several at once, or a prompt's first."""
+        return sum(len(row.tokens) for row in self.rows if len(row.tokens) > 1 or not row.context_tokens)
+
+    @property
+    def num_decodes(self) -> int:
+        return sum(1 for row in self.rows if len(row.tokens) == 1 and row.context_tokens)
+
+    @property
     def empty(self) -> bool:
         return not (self.rows or self.before or self.after or self.ended)
 
@@ -107,6 +116,8 @@ class RowResult:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Results by sequence id, one for each row of the plan."""
+    """Results by sequence id, one for each row of the plan; and how long the copies from host memory took, where the
+    backend measures that and there were any."""
 
     rows: Mapping[int, RowResult] = field(default_factory=dict)
+    restore_s: float | None = None

@@ -2,20 +2,23 @@
 
 A step has a token budget. Decodes come first, then prefills that have begun, then new admissions, each in rank order;
 a long prompt is cut into chunks, and where a recurrent state must be snapshotted the chunk ends exactly there. When
-blocks run out, the last in rank is preempted and computes again later; the first in rank never is, so work always
-goes on. Blocks are handed out strictly in rank order: nobody overtakes a big prompt for ever.
+blocks run out, the last in rank is preempted and comes back later, from host memory or by computing again, whichever is
+faster; the first in rank never is, so work always goes on. Blocks are handed out strictly in rank order: nobody overtakes
+a big prompt for ever.
 """
 
 from __future__ import annotations
 
 from bisect import insort
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from prfaas.cache.hybrid import Demand, HybridCache
+from prfaas.cache.hybrid import Demand, HostHit, HybridCache, Opened
 from prfaas.cache.lease import Move, Snapshot
 from prfaas.errors import QueueFull
 from prfaas.sched.queue import WaitingQueue
+from prfaas.sched.restore import HostChoice, Origin, Outcome, Reason, RestoreModel
 from prfaas.sched.sequence import Sequence
 
 MIN_RETRY_S, MAX_RETRY_S = 0.25, 60.0
@@ -54,7 +57,9 @@ class Round:
 class Scheduler:
     """Waiting and running sequences of one engine, over one cache."""
 
-    def __init__(self, cache: HybridCache, limits: Limits) -> None:
+    def __init__(self, cache: HybridCache, limits: Limits, restores: RestoreModel) -> None:
+        self.restores = restores
+        self.host_choices: Counter[HostChoice] = Counter()  # since the start
         self._cache = cache
         self._limits = limits
         self._waiting = WaitingQueue()
@@ -140,9 +145,14 @@ class Scheduler:
         moves, self._moves = (*self._moves, *self._cache.take_saves()), []
         return Round(tuple(shares), tuple(admitted), tuple(preempted), moves)
 
-    def complete(self, step: Round) -> None:
-        """The step ran: its tokens are computed, their full blocks can be found, their snapshots resumed from."""
+    def complete(self, step: Round, *, restore_s: float | None = None) -> None:
+        """The step ran: its tokens are computed, their full blocks can be found, their snapshots resumed from.
+
+        `restore_s`: what its copies from host memory took, where that was measured.
+        """
         self._cache.settle(step.moves, ran=True)
+        if restore_s is not None and (num_bytes := self._cache.bytes_from_host(step.moves)):
+            self.restores.restored(num_bytes, restore_s)
         for share in step.shares:
             sequence = share.sequence
             sequence.computed += share.num_tokens
@@ -175,32 +185,53 @@ class Scheduler:
         return head
 
     def _open(self, sequence: Sequence) -> bool:
-        names, num_tokens = sequence.name_blocks(), len(sequence.tokens)
-        hit = self._cache.match(names, num_tokens) if sequence.reuse_prefix else 0
-        # Copying a block from host memory takes less time than computing it, so whatever the host adds is worth it.
-        deeper = self._cache.match_host(names, num_tokens) if sequence.reuse_prefix else 0
-        choices = [(deeper, True)] if deeper > hit else [(hit, False)]
-        if choices[0][0] and not self._running:
-            choices.append((0, False))  # alone, a sequence must always get in, even if its hit does not fit beside it
-        for held, from_host in choices:
-            held_tokens = held * self._block_tokens
-            demand = Demand(
-                full_tokens=min(sequence.total_tokens, num_tokens + 1),
-                total_tokens=sequence.total_tokens,
-                window_from=held_tokens,
-                resume=True,
-                spare_blocks=len(self._running),
-            )
-            take = self._cache.restore if from_host else self._cache.open
-            opened = take(names, held, demand)
-            if opened is not None:
-                sequence.lease, sequence.restoring = opened.lease, from_host
-                sequence.computed = sequence.cached = held_tokens
-                self._moves.extend(opened.moves)
-                if sequence.keep_tokens is not None and not from_host:
-                    self._cache.snapshots.keep(opened.lease, sequence.keep_tokens, computed=held_tokens)
-                return True
+        hit, host, choice = self._hits(sequence)
+        ways = [(hit, False)] if host is None else [(host.blocks, True)]
+        if not self._running:  # alone, a sequence must always get in, even if its hit does not fit beside it
+            ways += [(blocks, False) for blocks in sorted({hit, 0}, reverse=True) if blocks < ways[0][0]]
+        for held, from_host in ways:
+            opened = self._take(sequence, held, from_host=from_host)
+            if opened is None:
+                continue
+            sequence.lease, sequence.restoring = opened.lease, from_host
+            sequence.computed = sequence.cached = held * self._block_tokens
+            self._moves.extend(opened.moves)
+            if sequence.keep_tokens is not None and not from_host:
+                self._cache.snapshots.keep(opened.lease, sequence.keep_tokens, computed=sequence.computed)
+            if choice is not None:
+                self._count(choice, from_host=from_host)
+            return True
         return False
+
+    def _hits(self, sequence: Sequence) -> tuple[int, HostHit | None, HostChoice | None]:
+        """Blocks that the device holds of a sequence, what host memory adds if that is to be used, and why (not)."""
+        if not sequence.reuse_prefix:
+            return 0, None, None
+        names, num_tokens = sequence.name_blocks(), len(sequence.tokens)
+        hit, host = self._cache.match(names, num_tokens), self._cache.match_host(names, num_tokens)
+        if host is None or host.blocks <= hit:
+            return hit, None, None
+        outcome, reason = self.restores.decide((host.blocks - hit) * self._block_tokens, host.num_bytes)
+        choice = HostChoice(Origin.PREEMPTION if sequence.preempted else Origin.PROMPT, outcome, reason)
+        return hit, (host if outcome is Outcome.RESTORED else None), choice
+
+    def _take(self, sequence: Sequence, held: int, *, from_host: bool) -> Opened | None:
+        num_tokens = len(sequence.tokens)
+        demand = Demand(
+            full_tokens=min(sequence.total_tokens, num_tokens + 1),
+            total_tokens=sequence.total_tokens,
+            window_from=held * self._block_tokens,
+            resume=True,
+            spare_blocks=len(self._running),
+        )
+        return (self._cache.restore if from_host else self._cache.open)(sequence.name_blocks(), held, demand)
+
+    def _count(self, choice: HostChoice, *, from_host: bool) -> None:
+        if choice.outcome is Outcome.RESTORED and not from_host:
+            choice = HostChoice(choice.origin, Outcome.COMPUTED, Reason.NO_ROOM)
+        elif choice.outcome is Outcome.COMPUTED:
+            self.restores.fade()
+        self.host_choices[choice] += 1
 
     def _make_room(self, sequence: Sequence, preempted: list[Sequence]) -> bool:
         """Cover the sequence's next token, preempting from the end of the rank order. False: it was preempted itself."""
@@ -218,6 +249,7 @@ class Scheduler:
         self._cache.close(victim.held)
         victim.lease = None
         victim.computed = 0
+        victim.preempted = True
         self._running.remove(victim)
         self._waiting.push(victim)
 

@@ -36,6 +36,7 @@ class Sequence:
     computed: int = 0
     cached: int = 0
     restoring: bool = False  # its hit comes from host memory, and is there after the first step
+    preempted: bool = False  # it had to leave once
     lease: Lease | None = None
 
     @property

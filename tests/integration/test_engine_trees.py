@@ -24,6 +24,7 @@ from prfaas.engine.loop import LoopedEngine
 from prfaas.engine.torch_backend import TorchBackend
 from prfaas.metrics import Emitter, MetricSet
 from prfaas.model.load import load_model
+from prfaas.sched.restore import FREE, CopyCost, Outcome, Reason
 from prfaas.types import GenerationRequest, RequestId, SamplingParams
 from tests.support.models import tiny_model
 
@@ -31,6 +32,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
 BLOCK, TURNS, AT_ONCE, ANSWER = 16, 16, 4, 48
 MODELS = ("tiny-kimi-linear", "tiny-qwen3-next", "tiny-gemma3", "tiny-deepseek-v3", "tiny-llama")
+NEVER = CopyCost(1e9, 0.0)
 BLOCKS, SLOTS = 24, 14  # the longest conversation needs 16 blocks; four run at once
 
 
@@ -43,7 +45,16 @@ class Turn:
     cached_tokens: int
 
 
-def start(name: str, **changes: object) -> LoopedEngine:
+class PricedBackend(TorchBackend):
+    """Copies from host memory cost what a test says."""
+
+    cost = FREE
+
+    def copy_cost(self) -> CopyCost:
+        return self.cost
+
+
+def start(name: str, cost: CopyCost = FREE, **changes: object) -> LoopedEngine:
     cpu = torch.device("cpu")
     model = load_model(tiny_model(name), served_name="m", block_tokens=BLOCK, dtype=torch.float32, device=cpu)
     states = SLOTS * sum(g.bytes_between(0, 1) for g in model.spec.cache.groups if g.is_state)
@@ -51,9 +62,9 @@ def start(name: str, **changes: object) -> LoopedEngine:
     small = {"cache_bytes": states + blocks + 1, "state_snapshot_share": (states + 1) / (states + blocks + 1)}
     limits = {"block_tokens": BLOCK, "max_step_tokens": 48, "max_context_tokens": 512, "state_snapshot_blocks": 3}
     settings = EngineSettings.model_validate({"device": "cpu", "dtype": "float32", **limits, **small, **changes})
-    return LoopedEngine(
-        TorchBackend(model, settings, None), settings, metrics=MetricSet(Emitter.WORKER), clock=MonotonicClock()
-    )
+    backend = PricedBackend(model, settings, None)
+    backend.cost = cost
+    return LoopedEngine(backend, settings, metrics=MetricSet(Emitter.WORKER), clock=MonotonicClock())
 
 
 async def ask(engine: LoopedEngine, prompt: Sequence[int]) -> Turn:
@@ -83,15 +94,17 @@ async def grow(engine: LoopedEngine, rng: random.Random) -> list[Turn]:
     return turns
 
 
-@pytest.mark.parametrize("host", [0, 8 * 1024**2])
+@pytest.mark.parametrize(("host", "cost"), [(0, FREE), (8 * 1024**2, FREE), (8 * 1024**2, NEVER)])
 @pytest.mark.parametrize("name", MODELS)
-async def test_the_cache_never_changes_a_greedy_token(name: str, host: int) -> None:
-    engine = start(name, host_cache_bytes=host)
+async def test_the_cache_never_changes_a_greedy_token(name: str, host: int, cost: CopyCost) -> None:
+    engine = start(name, cost, host_cache_bytes=host)
     plain = start(name, prefix_cache=False, cache_bytes=64 * 1024**2)
     try:
         turns = await grow(engine, random.Random(7))
         fresh = await asyncio.gather(*(ask(plain, turn.prompt) for turn in turns))
         assert [turn.answer for turn in fresh] == [turn.answer for turn in turns]
+        chosen = {choice.outcome for choice in engine._core.scheduler.host_choices if choice.reason is Reason.FASTER}
+        assert chosen == ({Outcome.COMPUTED if cost is NEVER else Outcome.RESTORED} if host else set())
         assert sum(turn.cached_tokens > 0 for turn in turns) >= 3
         assert engine._core.totals.preemptions > 0 or name == "tiny-gemma3"  # windows let only one or two run at once
         engine._core.check_integrity()

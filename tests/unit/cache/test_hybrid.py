@@ -8,7 +8,7 @@ import pytest
 
 from prfaas.cache.events import EventLog
 from prfaas.cache.hashing import hash_blocks
-from prfaas.cache.hybrid import Demand, HybridCache
+from prfaas.cache.hybrid import Demand, HostHit, HybridCache
 from prfaas.cache.lease import ABSENT, Lease
 from prfaas.types import BlockHash, CacheEventKind, CacheTier
 from tests.support.tiny_specs import tiny_spec
@@ -171,7 +171,7 @@ def test_evicted_prefixes_come_back_from_host_memory() -> None:
     cache.settle(cache.take_saves(), ran=True)
     cache.close(other)
     assert cache.match(chain, 25) == 0
-    assert cache.match_host(chain, 25) == 5
+    assert cache.match_host(chain, 25) == HostHit(5, 5 * 2 * 88 + 2 * 30 + 2 * 2 * 64 + 3 * 48)
     restored = cache.restore(chain, 5, Demand(25, 28, 20, resume=True))
     assert restored is not None
     fetched = [(move.group, move.source_tier) for move in restored.moves]
@@ -186,7 +186,7 @@ def test_a_copy_that_never_ran_is_not_found_in_host_memory() -> None:
     cache, chain = cache_of("dense", host=8), names(8)
     cache.close(fill(cache, chain, 8))
     cache.settle(cache.take_saves(), ran=False)
-    assert cache.match_host(chain, 9) == 0
+    assert cache.match_host(chain, 9) is None
     cache.check_integrity()
 
 

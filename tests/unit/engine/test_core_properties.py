@@ -20,6 +20,7 @@ from prfaas.engine.job import JobId, JobKind
 from prfaas.errors import EngineFailed, OutOfBlocks, PrfaasError, QueueFull
 from prfaas.modelspec import KvRange
 from prfaas.sched.plan import StepPlan
+from prfaas.sched.restore import CopyCost
 from prfaas.types import CacheEventKind, GenerationRequest, RequestId, SamplingParams, TokenOutput
 from tests.support.prefix_oracle import PrefixOracle
 from tests.support.tiny_specs import emulated_backend, pool_sizes, tiny_spec
@@ -32,13 +33,15 @@ TOKENS = st.lists(st.integers(1, 5), min_size=1, max_size=9)
 class EngineMachine(RuleBasedStateMachine):
     shape = "everything"
     host = 0
+    copy_cost = CopyCost(1.0, 0.0)
 
     def __init__(self) -> None:
         super().__init__()
         self.spec = tiny_spec(self.shape, vocab=40, context=56)
         self.backend = emulated_backend(self.spec, blocks=BLOCKS, slots=SLOTS, host=self.host)
         limits = EngineSettings(kind="emulated", max_running=3, max_waiting=4, max_step_tokens=9, state_snapshot_blocks=2)
-        self.core = EngineCore(self.spec, pool_sizes(self.spec, blocks=BLOCKS, slots=SLOTS, host=self.host), limits)
+        sizes = pool_sizes(self.spec, blocks=BLOCKS, slots=SLOTS, host=self.host)
+        self.core = EngineCore(self.spec, sizes, limits, self.copy_cost)
         self.oracle = PrefixOracle(self.spec)
         self.now_s = 0.0
         self.running: StepPlan | None = None
@@ -163,6 +166,11 @@ class EngineMachine(RuleBasedStateMachine):
         assert self.running is not None
         plan, self.running = self.running, None
         self.core.fail(plan, EngineFailed("broken on purpose"))
+
+    @rule(slow=st.booleans())
+    def measure(self, slow: bool) -> None:
+        """From now on prefixes in host memory are restored, or from now on they are computed."""
+        self.core.scheduler.restores.computed(10**6 if not slow else 10**9, 1e-6 if not slow else 1e15)
 
     @rule(count=st.integers(1, 12))
     def run(self, count: int) -> None:

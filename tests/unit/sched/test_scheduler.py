@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from prfaas.cache.hashing import root_hash
 from prfaas.cache.hybrid import HybridCache
 from prfaas.errors import QueueFull
+from prfaas.sched.restore import FREE, RestoreModel
 from prfaas.sched.scheduler import Limits, Round, Scheduler
 from prfaas.sched.sequence import AGING_S, Sequence
 from tests.support.tiny_specs import tiny_spec
@@ -21,7 +22,7 @@ def scheduler_of(shape: str = "dense", *, blocks: int = 64, slots: int = 8, **li
     sizes = {g.name: slots if g.is_state else blocks for g in spec.groups}
     given_limits = Limits(**{"max_running": 4, "max_waiting": 8, "max_step_tokens": 16, "snapshot_blocks": 2, **limits})
     cache = HybridCache(spec, sizes, max_chunk_tokens=given_limits.max_step_tokens)
-    return Scheduler(cache, given_limits), cache
+    return Scheduler(cache, given_limits, RestoreModel(FREE)), cache
 
 
 def sequence(number: int, length: int, *, answer: int = 4, priority: int = 0, arrival_s: float = 0.0) -> Sequence:
