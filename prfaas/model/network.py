@@ -59,17 +59,24 @@ class DecoderNetwork:
         with torch.inference_mode():
             rotations = {name: rope.rotation(step.positions, self.dtype) for name, rope in self.ropes.items()}
             context = plan_step(step, self.spec.cache, rotations, self.dtype, self.device)
-            x = F.embedding(step.tokens, self.embedding)
-            if self.embedding_scale != 1.0:
-                x = x * self.embedding_scale
-            normed = self.blocks[0].mixer_norm(x)
-            for index, block in enumerate(self.blocks):
-                mixed = block.mixer(normed, context, cache[index])
-                on_layer(index)
-                x, normed = block.ffn_norm.after(x, mixed if block.mixer_post_norm is None else block.mixer_post_norm(mixed))
-                fed = block.ffn(normed)
-                fed = fed if block.ffn_post_norm is None else block.ffn_post_norm(fed)
-                following = self.blocks[index + 1].mixer_norm if index + 1 < len(self.blocks) else self.norm
-                x, normed = following.after(x, fed)
-            chosen = normed if step.logits_rows.shape[0] == x.shape[0] else normed.index_select(0, step.logits_rows)
+            x = self.compute(step.tokens, context, cache, on_layer)
+            chosen = x if step.logits_rows.shape[0] == x.shape[0] else x.index_select(0, step.logits_rows)
             return self.head.logits(chosen)
+
+    def compute(
+        self, tokens: torch.Tensor, context: StepContext, cache: Sequence[LayerCache], on_layer: LayerCallback
+    ) -> torch.Tensor:
+        """The normed outputs [T, hidden] of a planned step's tokens [T], ready for the head."""
+        x = F.embedding(tokens, self.embedding)
+        if self.embedding_scale != 1.0:
+            x = x * self.embedding_scale
+        normed = self.blocks[0].mixer_norm(x)
+        for index, block in enumerate(self.blocks):
+            mixed = block.mixer(normed, context, cache[index])
+            on_layer(index)
+            x, normed = block.ffn_norm.after(x, mixed if block.mixer_post_norm is None else block.mixer_post_norm(mixed))
+            fed = block.ffn(normed)
+            fed = fed if block.ffn_post_norm is None else block.ffn_post_norm(fed)
+            following = self.blocks[index + 1].mixer_norm if index + 1 < len(self.blocks) else self.norm
+            x, normed = following.after(x, fed)
+        return normed
