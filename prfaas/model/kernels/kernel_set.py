@@ -70,6 +70,13 @@ class Kernels(Protocol):
         """down(silu(gate(x)) * up(x)). x: [T, in]; gate_up: [2 * inner, in], gate rows first; down: [out, inner]."""
         ...
 
+    def experts(
+        self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
+    ) -> torch.Tensor:
+        """Sum of each token's weighted experts, each a `gated_mlp`. x: [T, hidden]; ids: int64 [T, k]; weights: float32
+        [T, k]; gate_up: [E, 2 * inner, hidden]; down: [E, hidden, inner]. Returns [T, hidden]."""
+        ...
+
     def store(self, fresh: torch.Tensor, paged: torch.Tensor, access: PagedAccess) -> None:
         """Write a step's entries [T, *shape] into the cache [num_blocks, block_tokens, *shape], in the cache's dtype."""
         ...
@@ -91,4 +98,8 @@ class Kernels(Protocol):
     def delta(self, rows: DeltaRows, states: torch.Tensor, runs: Sequence[DeltaRun]) -> torch.Tensor:
         """The gated delta rule, see `kernels.delta_rule`. states: float32 [num_slots, H, dk, dv], updated in place. `runs`
         tile the rows. Returns [T, H, dv]."""
+        ...
+
+    def delta_each(self, rows: DeltaRows, states: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """`delta` for rows that are alone: row i advances the state in slots[i], int64 [T], where the states are."""
         ...

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from prfaas.model.kernels.delta_rule import DeltaRows
+from prfaas.model.kernels.experts import run_experts
 from prfaas.model.kernels.kernel_set import DeltaRun, PagedAttention
 from prfaas.model.kernels.native_library import EntryPoint, NativeLibrary
 from prfaas.model.kernels.torch_kernels import TorchKernels
@@ -84,6 +85,11 @@ class NativeKernels:
         stride, inner = x.stride(0), down.shape[1]
         self._library.gated_mlp(self._pool, x.data_ptr(), stride, *weights, out.data_ptr(), rows, hidden, inner)
         return out
+
+    def experts(
+        self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
+    ) -> torch.Tensor:
+        return run_experts(x, ids, weights, lambda expert, mine: self.gated_mlp(mine, gate_up[expert], down[expert]))
 
     def store(self, fresh: torch.Tensor, paged: torch.Tensor, access: PagedAccess) -> None:
         strides = paged.stride()
@@ -166,6 +172,9 @@ class NativeKernels:
             rows.decay.shape[-1],
         )
         return out
+
+    def delta_each(self, rows: DeltaRows, states: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        return self.delta(rows, states, [DeltaRun(slot, i, i + 1) for i, slot in enumerate(slots.tolist())])
 
 
 def _rows(x: torch.Tensor) -> bool:

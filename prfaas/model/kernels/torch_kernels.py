@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from prfaas.model.kernels.attention import attend_decode, attend_latent, attend_prefill
 from prfaas.model.kernels.delta_rule import DeltaRows, delta_chunks, delta_step
+from prfaas.model.kernels.experts import run_experts
 from prfaas.model.kernels.kernel_set import DeltaRun, PagedAttention
 from prfaas.model.step import DecodeBatch, PagedAccess
 
@@ -39,6 +40,11 @@ class TorchKernels:
     def gated_mlp(self, x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
         gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
         return F.linear(F.silu(gate) * up, down)
+
+    def experts(
+        self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
+    ) -> torch.Tensor:
+        return run_experts(x, ids, weights, lambda expert, mine: self.gated_mlp(mine, gate_up[expert], down[expert]))
 
     def store(self, fresh: torch.Tensor, paged: torch.Tensor, access: PagedAccess) -> None:
         chosen = fresh if access.write_rows is None else fresh.index_select(0, access.write_rows)
@@ -70,14 +76,14 @@ class TorchKernels:
         return mixed
 
     def delta(self, rows: DeltaRows, states: torch.Tensor, runs: Sequence[DeltaRun]) -> torch.Tensor:
-        if all(run.stop - run.start == 1 for run in runs):
-            slots = torch.tensor([run.slot for run in runs], device=states.device)
-            picked = states[slots]
-            out = delta_step(rows, picked)
-            states.index_copy_(0, slots, picked)
-            return out
         parts = [delta_chunks(rows.part(slice(run.start, run.stop)), states[run.slot]) for run in runs]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def delta_each(self, rows: DeltaRows, states: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        picked = states[slots]
+        out = delta_step(rows, picked)
+        states.index_copy_(0, slots, picked)
+        return out
 
 
 def _attend_batch(call: PagedAttention, batch: DecodeBatch, query: torch.Tensor) -> torch.Tensor:

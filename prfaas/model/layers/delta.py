@@ -68,14 +68,14 @@ class DeltaCore:
 
     def _decode(self, inputs: DeltaInputs, access: StateAccess, cache: LayerCache) -> torch.Tensor:
         history = cache["conv"][access.decode_slots]
-        runs = [DeltaRun(slot, i, i + 1) for i, slot in enumerate(access.decode_slots.tolist())]
-        for member in access.decode_fresh:
-            history[member] = 0
-            cache["recurrent"][runs[member].slot].zero_()
+        if access.decode_fresh:
+            fresh = list(access.decode_fresh)
+            history[fresh] = 0
+            cache["recurrent"].index_fill_(0, access.decode_slots[fresh], 0)
         mixed, history = convolve_step(inputs.qkv, history, self.conv_weight)
         cache["conv"].index_copy_(0, access.decode_slots, history.to(cache["conv"].dtype))
         rows = DeltaRows(*self._heads(mixed), inputs.decay, inputs.beta)
-        return self.kernels.delta(rows, cache["recurrent"], runs)
+        return self.kernels.delta_each(rows, cache["recurrent"], access.decode_slots)
 
     def _prefill(self, inputs: DeltaInputs, span: StateSpan, cache: LayerCache) -> torch.Tensor:
         rows = slice(span.start, span.stop)

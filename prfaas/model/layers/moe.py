@@ -1,7 +1,4 @@
-"""Mixture of experts: scoring, choosing, and running the chosen experts on their tokens.
-
-Tokens are sorted by expert and every expert that was hit runs once; weights are never gathered per token.
-"""
+"""Mixture of experts: scoring and choosing, and the weights of those that are chosen."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from prfaas.model.kernels.dequantize import expand_int4
+from prfaas.model.kernels.experts import run_experts
 from prfaas.model.kernels.kernel_set import Kernels
 
 
@@ -31,10 +29,10 @@ class Router(Protocol):
 
 
 class Experts(Protocol):
-    """Weights of all routed experts of a layer."""
+    """All routed experts of a layer."""
 
-    def run(self, expert: int, x: torch.Tensor) -> torch.Tensor:
-        """Expert number `expert` on tokens [n, hidden]."""
+    def __call__(self, x: torch.Tensor, choice: Choice) -> torch.Tensor:
+        """The weighted sum of each token's experts, [T, hidden] to [T, hidden]."""
         ...
 
 
@@ -104,8 +102,8 @@ class DenseExperts:
     down: torch.Tensor
     kernels: Kernels
 
-    def run(self, expert: int, x: torch.Tensor) -> torch.Tensor:
-        return self.kernels.gated_mlp(x, self.gate_up[expert], self.down[expert])
+    def __call__(self, x: torch.Tensor, choice: Choice) -> torch.Tensor:
+        return self.kernels.experts(x, choice.ids, choice.weights, self.gate_up, self.down)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +123,10 @@ class PackedExperts:
     experts: tuple[PackedExpert, ...]
     kernels: Kernels
 
-    def run(self, expert: int, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, choice: Choice) -> torch.Tensor:
+        return run_experts(x, choice.ids, choice.weights, self._run)
+
+    def _run(self, expert: int, x: torch.Tensor) -> torch.Tensor:
         one = self.experts[expert]
         gate_up = expand_int4(one.gate_up, one.gate_up_scale, x.dtype)
         return self.kernels.gated_mlp(x, gate_up, expand_int4(one.down, one.down_scale, x.dtype))
@@ -141,16 +142,5 @@ class MixtureOfExperts:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [T, hidden] to [T, hidden]."""
-        choice = self.router(x)
-        top_k = choice.ids.shape[1]
-        order = choice.ids.flatten().argsort(stable=True)
-        rows = order // top_k
-        weights = choice.weights.flatten()[order].unsqueeze(-1).to(x.dtype)
-        mixed = torch.zeros_like(x)
-        start = 0
-        for expert, count in enumerate(torch.bincount(choice.ids.flatten()).tolist()):
-            if count:
-                mine = rows[start : start + count]
-                mixed.index_add_(0, mine, self.experts.run(expert, x[mine]) * weights[start : start + count])
-                start += count
+        mixed = self.experts(x, self.router(x))
         return mixed if self.shared is None else mixed + self.shared(x)
