@@ -12,16 +12,15 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
 from typing import Any, cast
 
-import grpc.aio
 import uvloop
 from httptools import HttpRequestParser
 
+from decode_service.pb_codec import finished_event, prefilled_event, tokens_event
+from decode_service.session import Context, Requests, Session, Tell
 from prfaas import rpc
 from prfaas.config import TlsSettings
-from prfaas.convert import to_pb_prefill_report, to_pb_token_output, to_pb_usage
 from prfaas.pb import decode_pb2, decode_pb2_grpc
 from prfaas.types import (
     CacheEvent,
@@ -108,19 +107,18 @@ def _document(text: str) -> dict[str, Any]:
 class DummyDecode(decode_pb2_grpc.DecodeServiceServicer):
     """A decode worker that has nothing to decode."""
 
-    async def Generate(
-        self, request: decode_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[decode_pb2.GenerateEvent]:
+    async def Generate(self, requests: Requests, context: Context) -> None:
+        await Session(self._serve).run(requests, context)
+
+    async def _serve(self, request: decode_pb2.GenerateRequest, tell: Tell) -> None:
         gap_s = float(request.request.tenant) if request.request.tenant.replace(".", "").isdigit() else 0.0
-        report = PrefillReport(Route.INLINE, WorkerId("dummy"), 0, 0.0, 0.0, 0.0, 0.0, 0)
-        yield decode_pb2.GenerateEvent(prefilled=to_pb_prefill_report(report))
+        tell(prefilled_event(PrefillReport(Route.INLINE, WorkerId("dummy"), 0, 0.0, 0.0, 0.0, 0.0, 0)))
         most = request.request.sampling.max_tokens
         for position in range(most):
             last = FinishReason.LENGTH if position == most - 1 else None
-            output = TokenOutput(0, position, 1000 + position % 1000, finish_reason=last)
-            yield decode_pb2.GenerateEvent(tokens=decode_pb2.Tokens(outputs=[to_pb_token_output(output)]))
+            tell(tokens_event((TokenOutput(0, position, 1000 + position % 1000, finish_reason=last),)))
             await asyncio.sleep(gap_s)
-        yield decode_pb2.GenerateEvent(finished=to_pb_usage(Usage(len(request.request.tokens), most, 0)))
+        tell(finished_event(Usage(len(request.request.tokens), most, 0)))
 
 
 class Idle:

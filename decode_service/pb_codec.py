@@ -1,4 +1,4 @@
-"""Between the messages of one Generate call and plain values. The only file of this door that reads messages."""
+"""Between the messages of a call and plain values. The only file of this door that reads messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from prfaas.convert import (
     to_pb_token_output,
     to_pb_usage,
 )
+from prfaas.errors import PrfaasError
 from prfaas.pb import decode_pb2
+from prfaas.rpc import encode_error
 from prfaas.types import Decision, GenerationRequest, PrefillReport, TokenOutput, Usage
 
 
@@ -39,3 +41,7 @@ def tokens_event(outputs: Iterable[TokenOutput]) -> decode_pb2.GenerateEvent:
 
 def finished_event(usage: Usage) -> decode_pb2.GenerateEvent:
     return decode_pb2.GenerateEvent(finished=to_pb_usage(usage))
+
+
+def failed_event(error: PrfaasError) -> decode_pb2.GenerateEvent:
+    return decode_pb2.GenerateEvent(failed=encode_error(error))

@@ -1,21 +1,19 @@
 """Tells one request's story to the router: one report of the prefill, then tokens, then the usage.
 
-Pure: engine events in, messages out. Events that piled up while the router was reading leave as one message.
+Pure: engine events in, messages out.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 from decode_service.ladder import Prefilled
 from decode_service.pb_codec import finished_event, prefilled_event, tokens_event
 from prfaas.engine.api import Admitted, EngineEvent, Finished, TokensOut
 from prfaas.pb import decode_pb2
-from prfaas.types import PrefillReport, Route, TokenOutput, Usage, WorkerId
+from prfaas.types import PrefillReport, Route, Usage, WorkerId
 
 
 class Replies:
-    """The messages of one Generate call."""
+    """The messages of one call."""
 
     def __init__(self, prefilled: Prefilled, worker_id: WorkerId) -> None:
         self._prefilled = prefilled
@@ -24,27 +22,20 @@ class Replies:
         self._report: PrefillReport | None = None
         self.finished = False
 
-    def messages(self, events: Iterable[EngineEvent]) -> list[decode_pb2.GenerateEvent]:
-        """What to send for the next events of the engine's stream, in order."""
-        messages: list[decode_pb2.GenerateEvent] = []
-        outputs: list[TokenOutput] = []
-        usage: Usage | None = None
-        for event in events:
-            if isinstance(event, Admitted):
-                self._admitted = event
-            elif isinstance(event, TokensOut):
-                if self._report is None:
-                    self._report = self._make_report(event)
-                    messages.append(prefilled_event(self._report))
-                outputs += event.outputs
-            elif isinstance(event, Finished):
-                usage = event.usage
-        if outputs:
-            messages.append(tokens_event(outputs))
-        if usage is not None:
+    def messages(self, event: EngineEvent) -> list[decode_pb2.GenerateEvent]:
+        """What to send for the next event of the engine's stream, in order."""
+        if isinstance(event, TokensOut):
+            tokens = tokens_event(event.outputs)
+            if self._report is not None:
+                return [tokens]
+            self._report = self._make_report(event)
+            return [prefilled_event(self._report), tokens]
+        if isinstance(event, Finished):
             self.finished = True
-            messages.append(finished_event(self._true_usage(usage)))
-        return messages
+            return [finished_event(self._true_usage(event.usage))]
+        if isinstance(event, Admitted):
+            self._admitted = event
+        return []
 
     def _make_report(self, first: TokensOut) -> PrefillReport:
         if self._prefilled.report is not None:

@@ -25,8 +25,8 @@ def serve_decode(
     metrics: MetricSet,
     clock: Clock,
     admit: Admit,
-) -> None:
-    """Add DecodeService to a server that has not started. Whether calls are let in is up to `admit`."""
+) -> DecodeService:
+    """Add DecodeService to a server that has not started; to be closed before the server. `admit` says who is let in."""
     worker_id = WorkerId(settings.worker_id)
     terms = LadderTerms(
         worker_id=worker_id,
@@ -38,3 +38,4 @@ def serve_decode(
     ladder = PrefillLadder(engine, transport, terms, metrics, clock)
     service = DecodeService(ladder, model=settings.served_model_name, worker_id=worker_id, clock=clock, admit=admit)
     decode_pb2_grpc.add_DecodeServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    return service

@@ -6,15 +6,18 @@ and no message; it is the only place that chooses channel options and reads cert
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import ssl
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from prfaas.clock import Clock, MonotonicClock
 from prfaas.config import TlsSettings
@@ -40,7 +43,9 @@ KEEPALIVE_TIMEOUT_MS = 5_000
 # A first guess of bandwidth x delay, so that a transfer does not start with HTTP/2's 64 KiB; the BDP probe raises it.
 # It is also what a stream that nobody reads may make its receiver hold.
 WINDOW_BYTES = 1024**2
+GATHER_BYTES = 256 * 1024  # what is gathered into one message; a larger one travels alone
 
+M = TypeVar("M", bound=Message)
 Options = list[tuple[str, int | str]]
 
 _FOREIGN: dict[grpc.StatusCode, type[PrfaasError]] = {
@@ -288,3 +293,43 @@ def bind(server: grpc.aio.Server, host: str, port: int, tls: TlsSettings) -> int
     if bound == 0:
         raise StartupError(f"cannot listen on {address}", what=address)
     return int(bound)
+
+
+class Gathered(Generic[M]):
+    """Messages on their way into one stream: those put while the stream is busy with earlier ones leave as one, merged.
+
+    So a stream costs what its reader and its link can take in messages, however many there are to send. Used from one loop.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[M] = deque()
+        self._news = asyncio.Event()
+        self._closed = False
+
+    def put(self, message: M) -> None:
+        """Raises InvalidRequest for a message that no receiver takes."""
+        size_bytes = message.ByteSize()
+        if size_bytes > MAX_MESSAGE_BYTES - GATHER_BYTES:
+            raise InvalidRequest(
+                f"{size_bytes} bytes are more than one message carries", limit=MAX_MESSAGE_BYTES - GATHER_BYTES
+            )
+        self._waiting.append(message)
+        self._news.set()
+
+    def close(self) -> None:
+        """Nothing more will be put."""
+        self._closed = True
+        self._news.set()
+
+    async def take(self) -> M | None:
+        """The next message, or None once it is closed and all have been taken. Waits until there is one."""
+        while not self._waiting:
+            if self._closed:
+                return None
+            self._news.clear()
+            await self._news.wait()
+        message = self._waiting.popleft()
+        size_bytes = message.ByteSize() if self._waiting else 0
+        while self._waiting and (size_bytes := size_bytes + self._waiting[0].ByteSize()) <= GATHER_BYTES:
+            message.MergeFrom(self._waiting.popleft())
+        return message

@@ -103,7 +103,7 @@ async def _serve(
     server = rpc.server()
     port = rpc.bind(server, settings.host, settings.port, settings.transport.tls)
     sender = serve_prefill(server, settings, engine=engine, metrics=metrics, clock=clock, admit=doors.prefill.admit)
-    serve_decode(
+    decode = serve_decode(
         server,
         settings,
         engine=engine,
@@ -119,6 +119,7 @@ async def _serve(
         await _stay_registered(settings, node, news, stop)
     finally:
         await sender.close()
+        decode.close()
         await server.stop(SERVER_GRACE_S)
 
 

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from prfaas.types import GenerationRequest, Role, Route
+from router.decode_stream import DecodeCall
 from tests.support.worker_processes import Fleet, Worker, fleet, greedy, prompt
 
 pytestmark = [pytest.mark.fault, pytest.mark.e2e]
@@ -46,28 +47,28 @@ async def pair(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[
         yield Pair(workers, decode, far)
 
 
-async def computing_far(pair: Pair, _call: Any) -> None:
+async def computing_far(pair: Pair, _call: DecodeCall) -> None:
     await pair.far.reached("computing", sequences_running=1)
 
 
-async def landing(pair: Pair, _call: Any) -> None:
+async def landing(pair: Pair, _call: DecodeCall) -> None:
     await pair.decode.received_bytes()
 
 
-async def on_the_wire(pair: Pair, _call: Any) -> None:
+async def on_the_wire(pair: Pair, _call: DecodeCall) -> None:
     await pair.far.computed()
 
 
-async def computing_here(pair: Pair, _call: Any) -> None:
+async def computing_here(pair: Pair, _call: DecodeCall) -> None:
     await pair.decode.reached("computing", sequences_running=1)
 
 
-async def decoding(_pair: Pair, call: Any) -> None:
+async def decoding(_pair: Pair, call: DecodeCall) -> None:
     for _ in range(3):
-        await call.read()
+        await call.take()
 
 
-Phase = Callable[[Pair, Any], Awaitable[None]]
+Phase = Callable[[Pair, DecodeCall], Awaitable[None]]
 SLOW_BOTH: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
 
 
@@ -88,7 +89,7 @@ async def test_everything_stops_within_a_second(pair: Pair, route: Route, reques
     candidates = [] if route is Route.INLINE else [pair.far.candidate(route)]
     call = pair.decode.call(request_, *candidates)
     await phase(pair, call)
-    assert not call.done()
+    assert (await pair.decode.counters())["decode_inside"] == 1
     call.cancel()
     await pair.settled()
     # Both workers still serve.

@@ -93,10 +93,12 @@ async def test_once_committed_the_sender_is_not_needed(pair: Pair) -> None:
     asked = greedy(PROMPT, max_tokens=300, request_id="decoding", cache_salt="decoding")
     call = pair.decode.call(asked, pair.far.candidate(Route.REMOTE))
     answer = Answer()
-    async for event in call:
-        answer.hear(event)
+
+    def kill() -> None:
         if pair.far.process.poll() is None and answer.outputs:
             pair.far.kill()
+
+    await answer.hear_all(call, kill)
     assert answer.report.route is Route.REMOTE
     assert len(answer.tokens) == 300
     await pair.decode.settled()

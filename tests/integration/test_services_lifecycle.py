@@ -32,12 +32,7 @@ STEADY = greedy(prompt(64, seed=2), request_id="steady", max_tokens=300)  # a qu
 async def begun(worker: Worker, answer: Answer) -> asyncio.Task[None]:
     """A request whose first tokens have come, reading on in the background."""
     call = worker.call(STEADY)
-
-    async def read() -> None:
-        async for event in call:
-            answer.hear(event)
-
-    reading = asyncio.create_task(read())
+    reading = asyncio.create_task(answer.hear_all(call))
     await until(lambda: answer.outputs)
     return reading
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import grpc.aio
 
+from decode_service.pb_codec import failed_event
+from decode_service.session import Requests, Session, Tell
 from prfaas import rpc
 from prfaas.config import TlsSettings
 from prfaas.convert import to_pb_prefill_report, to_pb_token_output, to_pb_usage
+from prfaas.errors import PrfaasError
 from prfaas.modelspec import CacheSpec
 from prfaas.pb import decode_pb2, decode_pb2_grpc
 from prfaas.types import (
@@ -121,18 +124,23 @@ class ScriptedDecode(decode_pb2_grpc.DecodeServiceServicer):
 
     def __init__(self, script: Script) -> None:
         self.script = script
+        self.session: Session | None = None
         self.calls: list[Call] = []
         self.cancelled = asyncio.Event()
         self.address = ""
 
-    async def Generate(self, request: Call, context: grpc.aio.ServicerContext) -> AsyncIterator[decode_pb2.GenerateEvent]:
+    async def Generate(self, requests: Requests, context: grpc.aio.ServicerContext) -> None:
+        self.session = Session(self._serve)
+        await self.session.run(requests, context)
+
+    async def _serve(self, request: Call, tell: Tell) -> None:
         self.calls.append(request)
         try:
             async for event in self.script(self, request):
-                yield event
-        except rpc.PrfaasError as error:
-            await rpc.abort(context, error)
-        except (asyncio.CancelledError, GeneratorExit):
+                tell(event)
+        except PrfaasError as error:
+            tell(failed_event(error))
+        except asyncio.CancelledError:
             self.cancelled.set()
             raise
 

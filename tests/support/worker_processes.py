@@ -23,7 +23,7 @@ from prfaas import rpc
 from prfaas.cli.ports import free_port
 from prfaas.config import TlsSettings, WorkerSettings, deep_merge
 from prfaas.convert import from_pb_prefill_report, from_pb_token_output, from_pb_usage, to_pb_decision, to_pb_generation_request
-from prfaas.pb import decode_pb2, decode_pb2_grpc, registry_pb2, registry_pb2_grpc
+from prfaas.pb import decode_pb2, registry_pb2, registry_pb2_grpc
 from prfaas.types import (
     Decision,
     GenerationRequest,
@@ -37,6 +37,7 @@ from prfaas.types import (
     Usage,
     WorkerInfo,
 )
+from router.decode_stream import DecodeCall, DecodeStream
 from tests.support.emulated_hybrid import BLOCK_TOKENS, write_profile
 from tests.support.registry import Router, serving
 from tests.support.waiting import until
@@ -53,7 +54,7 @@ NOTHING_LEFT = (
 
 @dataclass
 class Answer:
-    """What a client of Generate has heard so far."""
+    """What a client of the decode door has heard so far."""
 
     reports: list[PrefillReport] = field(default_factory=list)
     outputs: list[TokenOutput] = field(default_factory=list)
@@ -73,6 +74,13 @@ class Answer:
         (report,) = self.reports
         return report
 
+    async def hear_all(self, call: DecodeCall, then: Callable[[], None] = lambda: None) -> None:
+        """To the end of the call; `then` is called after each hearing. Raises the typed error that the call ends with."""
+        while not self.usages:
+            for event in await call.take():
+                self.hear(event)
+            then()
+
     def hear(self, event: decode_pb2.GenerateEvent) -> None:
         kind = event.WhichOneof("event")
         if kind == "prefilled":
@@ -88,14 +96,15 @@ class Client:
 
     def __init__(self, info: WorkerInfo, channel: grpc.aio.Channel) -> None:
         self.info = info
-        self._decode = decode_pb2_grpc.DecodeServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._channel = channel
+        self._stream: DecodeStream | None = None
         self.control = registry_pb2_grpc.WorkerServiceStub(channel)  # type: ignore[no-untyped-call]
 
     def candidate(self, route: Route) -> PrefillCandidate:
         return PrefillCandidate(self.info.worker_id, self.info.site, self.info.address, route)
 
-    def call(self, request: GenerationRequest, *candidates: PrefillCandidate) -> Any:
-        """The gRPC call of one Generate, to be read or cancelled."""
+    def call(self, request: GenerationRequest, *candidates: PrefillCandidate) -> DecodeCall:
+        """One request, to be read or cancelled."""
         decision = Decision(
             decode_worker=self.info.worker_id,
             decode_address=self.info.address,
@@ -106,16 +115,18 @@ class Client:
             threshold_tokens=0,
         )
         message = decode_pb2.GenerateRequest(request=to_pb_generation_request(request), decision=to_pb_decision(decision))
-        return self._decode.Generate(message)
+        if self._stream is None or self._stream.broken:
+            self._stream = DecodeStream(self._channel, self.info.worker_id)
+        return self._stream.call(message)
 
     async def generate(self, request: GenerationRequest, *candidates: PrefillCandidate) -> Answer:
         """A whole request. Raises the typed error it ends with."""
         answer = Answer()
+        call = self.call(request, *candidates)
         try:
-            async for event in self.call(request, *candidates):
-                answer.hear(event)
-        except grpc.aio.AioRpcError as error:
-            raise rpc.from_rpc(error) from error
+            await answer.hear_all(call)
+        finally:
+            call.cancel()
         return answer
 
     async def status(self) -> registry_pb2.StatusReply:

@@ -1,4 +1,4 @@
-"""One report, then tokens, then the usage, whatever way events pile up."""
+"""One report, then tokens, then the usage."""
 
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ def replies(report: PrefillReport | None = None, attempts: tuple[str, ...] = ())
     return Replies(Prefilled(ScriptedStream([]), report, attempts), WorkerId("d1"))
 
 
+def told(speaker: Replies, events: Sequence[EngineEvent]) -> list[decode_pb2.GenerateEvent]:
+    return [message for event in events for message in speaker.messages(event)]
+
+
 def kinds(messages: Sequence[decode_pb2.GenerateEvent]) -> list[str | None]:
     return [message.WhichOneof("event") for message in messages]
 
 
 def test_an_inline_prefill_is_reported_from_the_engines_own_events() -> None:
-    messages = replies(attempts=("far:worker_unreachable",)).messages(story(7, 8, cached_tokens=4))
-    assert kinds(messages) == ["prefilled", "tokens", "finished"]
+    messages = told(replies(attempts=("far:worker_unreachable",)), story(7, 8, cached_tokens=4))
+    assert kinds(messages) == ["prefilled", "tokens", "tokens", "finished"]
     assert from_pb_prefill_report(messages[0].prefilled) == PrefillReport(
         route=Route.INLINE,
         worker_id=WorkerId("d1"),
@@ -45,29 +49,23 @@ def test_an_inline_prefill_is_reported_from_the_engines_own_events() -> None:
 
 
 def test_a_transfers_report_goes_out_as_it_is() -> None:
-    messages = replies(REPORT).messages(story(7))
+    messages = told(replies(REPORT), story(7))
     assert from_pb_prefill_report(messages[0].prefilled) == REPORT
 
 
 def test_usage_counts_prefix_hits_at_the_other_site() -> None:
-    messages = replies(REPORT).messages(story(7, cached_tokens=0))
+    messages = told(replies(REPORT), story(7, cached_tokens=0))
     assert from_pb_usage(messages[-1].finished) == Usage(prompt_tokens=10, completion_tokens=1, cached_tokens=6)
 
 
 def test_nothing_is_said_before_the_first_token() -> None:
-    assert replies(REPORT).messages(story(7)[:1]) == []
+    assert told(replies(REPORT), story(7)[:1]) == []
 
 
-@given(st.lists(st.integers(0, 99), min_size=1, max_size=8), st.data())
-def test_any_split_into_batches_tells_the_same_story(token_ids: list[int], data: st.DataObject) -> None:
-    events: list[EngineEvent] = story(*token_ids)
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=8))
+def test_one_report_then_every_token_then_the_usage(token_ids: list[int]) -> None:
     speaker = replies()
-    messages: list[decode_pb2.GenerateEvent] = []
-    while events:
-        size = data.draw(st.integers(1, len(events)))
-        assert not speaker.finished
-        messages += speaker.messages(events[:size])
-        events = events[size:]
+    messages = told(speaker, story(*token_ids))
     assert speaker.finished
     said = kinds(messages)
     assert (said[0], said[-1]) == ("prefilled", "finished")
@@ -79,5 +77,5 @@ def test_any_split_into_batches_tells_the_same_story(token_ids: list[int], data:
 @pytest.mark.parametrize("report", [None, REPORT])
 def test_an_unfinished_story_is_not_finished(report: PrefillReport | None) -> None:
     speaker = replies(report)
-    speaker.messages(story(7)[:-1])
+    told(speaker, story(7)[:-1])
     assert not speaker.finished
