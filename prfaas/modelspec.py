@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from prfaas.errors import FingerprintMismatch
@@ -53,11 +53,10 @@ class CacheGroup:
     layers: tuple[int, ...]
     tensors: tuple[TensorSpec, ...]
     window_tokens: int | None = None  # SLIDING only: positions a query may see, itself included
+    entry_bytes: int = field(init=False, repr=False, compare=False)  # of one entry (token or state) of one layer
 
-    @property
-    def entry_bytes(self) -> int:
-        """Bytes of one entry (token or state) of one layer."""
-        return sum(t.num_bytes for t in self.tensors)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entry_bytes", sum(t.num_bytes for t in self.tensors))  # asked for at every turn
 
     @property
     def is_state(self) -> bool:

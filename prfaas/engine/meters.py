@@ -16,6 +16,7 @@ from prfaas.sched.plan import StepPlan
 from prfaas.sched.restore import HostChoice
 from prfaas.types import WorkerLoad
 
+_TRANSFERRING = (JobState.RESERVED, JobState.PINNED)  # landings, and exports until they are released
 SMOOTHING = 0.2  # weight of the newest step in the recent speeds
 
 
@@ -64,14 +65,14 @@ class EngineMeters:
 
     def load(self, core: EngineCore, *, draining: bool) -> WorkerLoad:
         """What a heartbeat says."""
-        blocks, held = block_counts(core), counters(core)
+        blocks = block_counts(core)
         return WorkerLoad(
             running=core.scheduler.num_running,
             waiting=core.scheduler.num_waiting,
             waiting_prefill_tokens=core.scheduler.waiting_tokens,
             free_blocks=blocks.free,
             cached_blocks=blocks.cached,
-            active_transfers=int(held["landings"] + held["exports_pinned"]),
+            active_transfers=sum(job.state in _TRANSFERRING for job in core.jobs()),
             prefill_tokens_per_s=self.prefill_tokens_per_s,
             decode_step_s=self.decode_step_s,
             draining=draining,
