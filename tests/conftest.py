@@ -1,8 +1,13 @@
-"""What all tests share: the order in which they run."""
+"""What all tests share: the order in which they run, and how their threads wait."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# As workers set it: processes share the machine's cores in these tests, too. Read by OpenMP once, when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
