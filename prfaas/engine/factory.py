@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from prfaas.clock import Clock
-from prfaas.config import EngineSettings
+from prfaas.config import EngineSettings, export_environment
 from prfaas.engine.api import Engine
 from prfaas.engine.backend import Backend
 from prfaas.engine.emulated import EmulatedBackend
@@ -16,6 +16,8 @@ from prfaas.engine.pool_sizes import plan_pools
 from prfaas.errors import ConfigError
 from prfaas.metrics import MetricSet
 from prfaas.modelspec import ModelSpec
+
+SPIN_COUNT = "10000"  # some tens of microseconds: the gap between two operations
 
 
 def build_engine(settings: EngineSettings, *, source: str, served_name: str, metrics: MetricSet, clock: Clock) -> Engine:
@@ -44,6 +46,9 @@ def device_of(settings: EngineSettings) -> str:
 def _torch(settings: EngineSettings, *, source: str, served_name: str) -> Backend:
     if settings.profile is not None:
         raise ConfigError("profile is for emulated engines; set kind = emulated or leave it out", profile=settings.profile)
+    # OpenMP's threads spin for milliseconds after each copy of a cache range, on cores that other workers compute with.
+    # The library reads this when torch is loaded.
+    export_environment({"GOMP_SPINCOUNT": SPIN_COUNT})
     from prfaas.engine.torch_factory import build_torch_backend
 
     return build_torch_backend(settings, source=source, served_name=served_name)

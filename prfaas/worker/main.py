@@ -21,7 +21,7 @@ from kv_transport.grpc_client import GrpcPrefillTransport
 from prefill_service.worker import serve_prefill
 from prfaas import rpc
 from prfaas.clock import Clock, MonotonicClock
-from prfaas.config import WorkerSettings, export_environment
+from prfaas.config import WorkerSettings
 from prfaas.engine.api import Engine
 from prfaas.engine.factory import build_engine, device_of
 from prfaas.errors import ConfigError
@@ -36,7 +36,6 @@ from prfaas.worker.registration import Registration
 from prfaas.worker.stopping import following
 
 SERVER_GRACE_S = 1.0
-SPIN_COUNT = "10000"  # some tens of microseconds: the gap between two operations
 
 log = logger(__name__)
 
@@ -47,9 +46,6 @@ def run_worker(settings: WorkerSettings, stop: threading.Event) -> None:
     Raises ConfigError, ModelLoadError or StartupError when the worker cannot start.
     """
     _require_reachable(settings.host)
-    # OpenMP's threads spin for milliseconds after each copy of a cache range, on cores that other workers compute with.
-    # The library reads this when torch is loaded.
-    export_environment({"GOMP_SPINCOUNT": SPIN_COUNT})
     tune_allocator()
     metrics = MetricSet(Emitter.WORKER)
     clock = MonotonicClock()
