@@ -10,7 +10,7 @@ from prfaas.engine.host_budget import available_bytes, host_budget
 from prfaas.engine.torch_backend import TorchBackend
 from prfaas.engine.torch_device import pick_device, pick_dtype
 from prfaas.model.kernels.kernel_set import Kernels
-from prfaas.model.kernels.open_kernels import open_kernels
+from prfaas.model.kernels.open_kernels import open_cuda_kernels, open_kernels
 from prfaas.model.kernels.torch_kernels import TorchKernels
 from prfaas.model.load import load_model
 from prfaas.modelspec import ModelSpec
@@ -37,13 +37,15 @@ def build_torch_backend(settings: EngineSettings, *, source: str, served_name: s
         block_tokens=settings.block_tokens,
         dtype=dtype,
         device=device,
-        kernels=_kernels(settings, device),
+        kernels=_kernels(settings, device, dtype),
     )
     return TorchBackend(model, settings, _grammars(text, model.spec))
 
 
-def _kernels(settings: EngineSettings, device: torch.device) -> Kernels:
-    if device.type != "cpu" or not settings.native_kernels:
+def _kernels(settings: EngineSettings, device: torch.device, dtype: torch.dtype) -> Kernels:
+    if device.type != "cpu":
+        return open_cuda_kernels(dtype)
+    if not settings.native_kernels:
         return TorchKernels()
     return open_kernels(cache_dir() / "native", settings.num_threads or torch.get_num_threads())
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 
+from prfaas.model.kernels.cuda_attention import attend_causal
+
 _MASKED_QUERY_ROWS = 512  # rows per call where an explicit mask is needed; the mask is rows x (window or context)
 
 
@@ -142,20 +144,20 @@ def _attend_halves(
 def _attend_masked(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window_tokens: int | None
 ) -> torch.Tensor:
-    """Blocks of queries against the keys they may see, under an explicit mask. key: [p + n, Hk, d]."""
+    """Blocks of queries against the keys they may see; a window needs an explicit mask. key: [p + n, Hk, d]."""
     num_rows, heads, dim = query.shape
     kv_heads, width = key.shape[1], value.shape[-1]
     num_past = key.shape[0] - num_rows
     value = _padded(value, dim)
+    if window_tokens is None:
+        return attend_causal(query, key, value, scale)[..., :width]
     parts = []
     for start in range(0, num_rows, _MASKED_QUERY_ROWS):
         stop = min(start + _MASKED_QUERY_ROWS, num_rows)
-        low = 0 if window_tokens is None else max(0, num_past + start - window_tokens + 1)
+        low = max(0, num_past + start - window_tokens + 1)
         rows = torch.arange(num_past + start, num_past + stop, device=query.device)[:, None]
         columns = torch.arange(low, num_past + stop, device=query.device)[None, :]
-        seen = columns <= rows
-        if window_tokens is not None:
-            seen &= columns > rows - window_tokens
+        seen = (columns <= rows) & (columns > rows - window_tokens)
         block = query[start:stop].view(stop - start, kv_heads, heads // kv_heads, dim).permute(1, 2, 0, 3)
         keys = key[low : num_past + stop].transpose(0, 1).unsqueeze(1).expand(-1, heads // kv_heads, -1, -1)
         values = value[low : num_past + stop].transpose(0, 1).unsqueeze(1).expand(-1, heads // kv_heads, -1, -1)
