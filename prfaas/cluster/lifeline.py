@@ -1,4 +1,4 @@
-"""This process's end of its reaper: children registered here do not survive this process, whatever kills it."""
+"""This process's end of its reaper: children and files registered here do not survive this process, whatever kills it."""
 
 from __future__ import annotations
 
@@ -31,22 +31,29 @@ class Lifeline:
 
     def watch(self, group: int) -> None:
         """From now on, `group` dies when this process does. Raises StartupError when the reaper is gone."""
-        with self._lock:
-            try:
-                self._say(f"watch {group}")
-            except (BrokenPipeError, ValueError) as error:  # ValueError: the pipe is closed
-                raise StartupError("the process reaper is gone", what="reaper") from error
+        self._require(f"watch {group}")
 
     def forget(self, group: int) -> None:
         """`group` has ended; its number may be reused by strangers from now on."""
         with self._lock, contextlib.suppress(BrokenPipeError, ValueError):
             self._say(f"forget {group}")
 
+    def remove(self, directory: Path) -> None:
+        """From now on, `directory` is removed when this process ends. Raises StartupError when the reaper is gone."""
+        self._require(f"remove {directory}")
+
     def close(self) -> None:
-        """End the reaper. Groups still watched are ended with it."""
+        """End the reaper. Groups still watched are ended, and directories removed, before this returns."""
         with self._lock, contextlib.suppress(BrokenPipeError):
             self._pipe.close()
         self._reaper.wait()
+
+    def _require(self, line: str) -> None:
+        with self._lock:
+            try:
+                self._say(line)
+            except (BrokenPipeError, ValueError) as error:  # ValueError: the pipe is closed
+                raise StartupError("the process reaper is gone", what="reaper") from error
 
     def _say(self, line: str) -> None:
         self._pipe.write(f"{line}\n".encode())

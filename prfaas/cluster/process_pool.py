@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -40,6 +39,7 @@ class ProcessPool:
         self._clock = clock or MonotonicClock()
         self._lifeline = Lifeline()
         self._settings_dir = Path(tempfile.mkdtemp(prefix="prfaas-workers-"))
+        self._lifeline.remove(self._settings_dir)
         self._keepers: dict[str, Keeper] = {}
         self._closing = False
 
@@ -88,4 +88,3 @@ class ProcessPool:
         for keeper in keepers:
             keeper.finish(deadline_s)
         self._lifeline.close()
-        shutil.rmtree(self._settings_dir, ignore_errors=True)

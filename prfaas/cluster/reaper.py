@@ -1,33 +1,45 @@
-"""The program that outlives a parent killed with SIGKILL, and takes its children down.
+"""The program that outlives a parent killed with SIGKILL, takes its children down and removes the files it left.
 
-Run as a script. It reads `watch PGID` and `forget PGID` lines from its standard input, whose other end only the
-parent holds. When the parent is gone, however it went, the input ends; then every watched process group gets SIGTERM
-and, after a grace period, SIGKILL. Children need not cooperate and need not know. Standard library only, so that it
-starts in milliseconds and never fails to import.
+Run as a script. It reads `watch PGID`, `forget PGID` and `remove DIRECTORY` lines from its standard input, whose other end
+only the parent holds. When the parent is gone, however it went, the input ends; then every watched process group gets
+SIGTERM and, after a grace period, SIGKILL, and the directories are removed. Children need not cooperate and need not know.
+Standard library only, so that it starts in milliseconds and never fails to import.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 GRACE_S = 2.0
 POLL_S = 0.05
 
 
-def read_groups(lines: Iterable[str]) -> set[int]:
-    """The process groups still watched when the input ends."""
-    groups: set[int] = set()
+@dataclass
+class Remains:
+    """What a parent leaves behind: process groups that still run, and directories that nobody needs any more."""
+
+    groups: set[int] = field(default_factory=set)
+    directories: list[str] = field(default_factory=list)
+
+
+def read_remains(lines: Iterable[str]) -> Remains:
+    """What is left when the input ends."""
+    remains = Remains()
     for line in lines:
-        verb, _, number = line.strip().partition(" ")
+        verb, _, rest = line.rstrip("\n").partition(" ")
         if verb == "watch":
-            groups.add(int(number))
+            remains.groups.add(int(rest))
         elif verb == "forget":
-            groups.discard(int(number))
-    return groups
+            remains.groups.discard(int(rest))
+        elif verb == "remove":
+            remains.directories.append(rest)
+    return remains
 
 
 def signal_groups(groups: set[int], number: signal.Signals) -> set[int]:
@@ -43,10 +55,18 @@ def signal_groups(groups: set[int], number: signal.Signals) -> set[int]:
 
 
 def main() -> None:
-    """Wait for the parent's end, then end its children."""
+    """Wait for the parent's end, then end its children and remove its directories."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    alive = signal_groups(read_groups(sys.stdin), signal.SIGTERM)
+    remains = read_remains(sys.stdin)
+    end_groups(remains.groups)
+    for directory in remains.directories:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def end_groups(groups: set[int]) -> None:
+    """End process groups, politely and then firmly. Returns as soon as all are gone."""
+    alive = signal_groups(groups, signal.SIGTERM)
     for _ in range(int(GRACE_S / POLL_S)):
         if not alive:
             return

@@ -124,7 +124,7 @@ def test_a_program_that_does_not_exist_is_a_startup_error(tmp_path: Path) -> Non
 
 
 @pytest.mark.fault
-def test_no_worker_survives_a_parent_killed_with_sigkill(tmp_path: Path) -> None:
+def test_no_worker_and_no_file_survives_a_parent_killed_with_sigkill(tmp_path: Path) -> None:
     program = textwrap.dedent(f"""
         import sys, time
         sys.path.insert(0, {str(Path.cwd())!r})
@@ -135,10 +135,14 @@ def test_no_worker_survives_a_parent_killed_with_sigkill(tmp_path: Path) -> None
         pool.start([order("a", Path({str(tmp_path / "a")!r}), "family"), order("b", Path({str(tmp_path / "b")!r}), "stubborn")])
         time.sleep(600)
     """)
-    parent = subprocess.Popen([sys.executable, "-c", program])
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    parent = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "TMPDIR": str(scratch)})
     eventually(lambda: bool(starts_of(tmp_path / "a") and starts_of(tmp_path / "b")), "both workers started")
+    assert list(scratch.glob("prfaas-workers-*/*.json"))
     pids = [*starts_of(tmp_path / "a")[0], *starts_of(tmp_path / "b")[0]]
     assert all(runs(pid) for pid in pids)
     parent.kill()
     parent.wait()
     eventually(lambda: not any(runs(pid) for pid in pids), "every worker ended with its parent")
+    eventually(lambda: not list(scratch.glob("prfaas-workers-*")), "the workers' settings were removed")
