@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from prfaas.pb import common_pb2 as prfaas_dot_pb_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16prfaas/pb/decode.proto\x12\tprfaas.pb\x1a\x16prfaas/pb/common.proto\"S\n\x10PrefillCandidate\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05route\x18\x04 \x01(\t\".\n\rRouteForecast\x12\r\n\x05route\x18\x01 \x01(\t\x12\x0e\n\x06ttft_s\x18\x02 \x01(\x01\"\xf1\x01\n\x08\x44\x65\x63ision\x12\x15\n\rdecode_worker\x18\x01 \x01(\t\x12\x16\n\x0e\x64\x65\x63ode_address\x18\x02 \x01(\t\x12\r\n\x05route\x18\x03 \x01(\t\x12/\n\ncandidates\x18\x04 \x03(\x0b\x32\x1b.prfaas.pb.PrefillCandidate\x12\x0f\n\x07reasons\x18\x05 \x03(\t\x12\x17\n\x0funcached_tokens\x18\x06 \x01(\x04\x12\x18\n\x10threshold_tokens\x18\x07 \x01(\x04\x12\x32\n\x10predicted_ttft_s\x18\x08 \x03(\x0b\x32\x18.prfaas.pb.RouteForecast\"g\n\x0fGenerateRequest\x12-\n\x07request\x18\x01 \x01(\x0b\x32\x1c.prfaas.pb.GenerationRequest\x12%\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x13.prfaas.pb.Decision\"\xb2\x01\n\rPrefillReport\x12\r\n\x05route\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x15\n\rcached_tokens\x18\x03 \x01(\x04\x12\x0f\n\x07queue_s\x18\x04 \x01(\x01\x12\x11\n\tprefill_s\x18\x05 \x01(\x01\x12\x0e\n\x06wire_s\x18\x06 \x01(\x01\x12\x10\n\x08\x63ommit_s\x18\x07 \x01(\x01\x12\x10\n\x08kv_bytes\x18\x08 \x01(\x04\x12\x10\n\x08\x61ttempts\x18\t \x03(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x04\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x04\x12\x15\n\rcached_tokens\x18\x03 \x01(\x04\"1\n\x06Tokens\x12\'\n\x07outputs\x18\x01 \x03(\x0b\x32\x16.prfaas.pb.TokenOutput\"\x92\x01\n\rGenerateEvent\x12-\n\tprefilled\x18\x01 \x01(\x0b\x32\x18.prfaas.pb.PrefillReportH\x00\x12#\n\x06tokens\x18\x02 \x01(\x0b\x32\x11.prfaas.pb.TokensH\x00\x12$\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x10.prfaas.pb.UsageH\x00\x42\x07\n\x05\x65vent2S\n\rDecodeService\x12\x42\n\x08Generate\x12\x1a.prfaas.pb.GenerateRequest\x1a\x18.prfaas.pb.GenerateEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16prfaas/pb/decode.proto\x12\tprfaas.pb\x1a\x16prfaas/pb/common.proto\"S\n\x10PrefillCandidate\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05route\x18\x04 \x01(\t\".\n\rRouteForecast\x12\r\n\x05route\x18\x01 \x01(\t\x12\x0e\n\x06ttft_s\x18\x02 \x01(\x01\"\xf1\x01\n\x08\x44\x65\x63ision\x12\x15\n\rdecode_worker\x18\x01 \x01(\t\x12\x16\n\x0e\x64\x65\x63ode_address\x18\x02 \x01(\t\x12\r\n\x05route\x18\x03 \x01(\t\x12/\n\ncandidates\x18\x04 \x03(\x0b\x32\x1b.prfaas.pb.PrefillCandidate\x12\x0f\n\x07reasons\x18\x05 \x03(\t\x12\x17\n\x0funcached_tokens\x18\x06 \x01(\x04\x12\x18\n\x10threshold_tokens\x18\x07 \x01(\x04\x12\x32\n\x10predicted_ttft_s\x18\x08 \x03(\x0b\x32\x18.prfaas.pb.RouteForecast\"u\n\x0fGenerateRequest\x12-\n\x07request\x18\x01 \x01(\x0b\x32\x1c.prfaas.pb.GenerationRequest\x12%\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x13.prfaas.pb.Decision\x12\x0c\n\x04\x63\x61ll\x18\x03 \x01(\x04\"R\n\x10GenerateRequests\x12+\n\x07started\x18\x01 \x03(\x0b\x32\x1a.prfaas.pb.GenerateRequest\x12\x11\n\tcancelled\x18\x02 \x03(\x04\"\xb2\x01\n\rPrefillReport\x12\r\n\x05route\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x15\n\rcached_tokens\x18\x03 \x01(\x04\x12\x0f\n\x07queue_s\x18\x04 \x01(\x01\x12\x11\n\tprefill_s\x18\x05 \x01(\x01\x12\x0e\n\x06wire_s\x18\x06 \x01(\x01\x12\x10\n\x08\x63ommit_s\x18\x07 \x01(\x01\x12\x10\n\x08kv_bytes\x18\x08 \x01(\x04\x12\x10\n\x08\x61ttempts\x18\t \x03(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x04\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x04\x12\x15\n\rcached_tokens\x18\x03 \x01(\x04\"1\n\x06Tokens\x12\'\n\x07outputs\x18\x01 \x03(\x0b\x32\x16.prfaas.pb.TokenOutput\"\xb2\x01\n\rGenerateEvent\x12-\n\tprefilled\x18\x01 \x01(\x0b\x32\x18.prfaas.pb.PrefillReportH\x00\x12#\n\x06tokens\x18\x02 \x01(\x0b\x32\x11.prfaas.pb.TokensH\x00\x12$\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x10.prfaas.pb.UsageH\x00\x12\x10\n\x06\x66\x61iled\x18\x05 \x01(\tH\x00\x12\x0c\n\x04\x63\x61ll\x18\x04 \x01(\x04\x42\x07\n\x05\x65vent\":\n\x0eGenerateEvents\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.prfaas.pb.GenerateEvent2W\n\rDecodeService\x12\x46\n\x08Generate\x12\x1b.prfaas.pb.GenerateRequests\x1a\x19.prfaas.pb.GenerateEvents(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,15 +39,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECISION']._serialized_start=195
   _globals['_DECISION']._serialized_end=436
   _globals['_GENERATEREQUEST']._serialized_start=438
-  _globals['_GENERATEREQUEST']._serialized_end=541
-  _globals['_PREFILLREPORT']._serialized_start=544
-  _globals['_PREFILLREPORT']._serialized_end=722
-  _globals['_USAGE']._serialized_start=724
-  _globals['_USAGE']._serialized_end=804
-  _globals['_TOKENS']._serialized_start=806
-  _globals['_TOKENS']._serialized_end=855
-  _globals['_GENERATEEVENT']._serialized_start=858
-  _globals['_GENERATEEVENT']._serialized_end=1004
-  _globals['_DECODESERVICE']._serialized_start=1006
-  _globals['_DECODESERVICE']._serialized_end=1089
+  _globals['_GENERATEREQUEST']._serialized_end=555
+  _globals['_GENERATEREQUESTS']._serialized_start=557
+  _globals['_GENERATEREQUESTS']._serialized_end=639
+  _globals['_PREFILLREPORT']._serialized_start=642
+  _globals['_PREFILLREPORT']._serialized_end=820
+  _globals['_USAGE']._serialized_start=822
+  _globals['_USAGE']._serialized_end=902
+  _globals['_TOKENS']._serialized_start=904
+  _globals['_TOKENS']._serialized_end=953
+  _globals['_GENERATEEVENT']._serialized_start=956
+  _globals['_GENERATEEVENT']._serialized_end=1134
+  _globals['_GENERATEEVENTS']._serialized_start=1136
+  _globals['_GENERATEEVENTS']._serialized_end=1194
+  _globals['_DECODESERVICE']._serialized_start=1196
+  _globals['_DECODESERVICE']._serialized_end=1283
 # @@protoc_insertion_point(module_scope)

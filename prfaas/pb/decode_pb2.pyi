@@ -48,12 +48,22 @@ class Decision(_message.Message):
     def __init__(self, decode_worker: _Optional[str] = ..., decode_address: _Optional[str] = ..., route: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[PrefillCandidate, _Mapping]]] = ..., reasons: _Optional[_Iterable[str]] = ..., uncached_tokens: _Optional[int] = ..., threshold_tokens: _Optional[int] = ..., predicted_ttft_s: _Optional[_Iterable[_Union[RouteForecast, _Mapping]]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request", "decision")
+    __slots__ = ("request", "decision", "call")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
+    CALL_FIELD_NUMBER: _ClassVar[int]
     request: _common_pb2.GenerationRequest
     decision: Decision
-    def __init__(self, request: _Optional[_Union[_common_pb2.GenerationRequest, _Mapping]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ...) -> None: ...
+    call: int
+    def __init__(self, request: _Optional[_Union[_common_pb2.GenerationRequest, _Mapping]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., call: _Optional[int] = ...) -> None: ...
+
+class GenerateRequests(_message.Message):
+    __slots__ = ("started", "cancelled")
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    CANCELLED_FIELD_NUMBER: _ClassVar[int]
+    started: _containers.RepeatedCompositeFieldContainer[GenerateRequest]
+    cancelled: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, started: _Optional[_Iterable[_Union[GenerateRequest, _Mapping]]] = ..., cancelled: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PrefillReport(_message.Message):
     __slots__ = ("route", "worker_id", "cached_tokens", "queue_s", "prefill_s", "wire_s", "commit_s", "kv_bytes", "attempts")
@@ -94,11 +104,21 @@ class Tokens(_message.Message):
     def __init__(self, outputs: _Optional[_Iterable[_Union[_common_pb2.TokenOutput, _Mapping]]] = ...) -> None: ...
 
 class GenerateEvent(_message.Message):
-    __slots__ = ("prefilled", "tokens", "finished")
+    __slots__ = ("prefilled", "tokens", "finished", "failed", "call")
     PREFILLED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    CALL_FIELD_NUMBER: _ClassVar[int]
     prefilled: PrefillReport
     tokens: Tokens
     finished: Usage
-    def __init__(self, prefilled: _Optional[_Union[PrefillReport, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., finished: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+    failed: str
+    call: int
+    def __init__(self, prefilled: _Optional[_Union[PrefillReport, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., finished: _Optional[_Union[Usage, _Mapping]] = ..., failed: _Optional[str] = ..., call: _Optional[int] = ...) -> None: ...
+
+class GenerateEvents(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[GenerateEvent]
+    def __init__(self, events: _Optional[_Iterable[_Union[GenerateEvent, _Mapping]]] = ...) -> None: ...

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class DecodeServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """One stream for each router and worker carries all requests between them. The end of the stream cancels what runs.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -34,17 +35,18 @@ class DecodeServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Generate = channel.unary_stream(
+        self.Generate = channel.stream_stream(
                 '/prfaas.pb.DecodeService/Generate',
-                request_serializer=prfaas_dot_pb_dot_decode__pb2.GenerateRequest.SerializeToString,
-                response_deserializer=prfaas_dot_pb_dot_decode__pb2.GenerateEvent.FromString,
+                request_serializer=prfaas_dot_pb_dot_decode__pb2.GenerateRequests.SerializeToString,
+                response_deserializer=prfaas_dot_pb_dot_decode__pb2.GenerateEvents.FromString,
                 _registered_method=True)
 
 
 class DecodeServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """One stream for each router and worker carries all requests between them. The end of the stream cancels what runs.
+    """
 
-    def Generate(self, request, context):
+    def Generate(self, request_iterator, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -53,10 +55,10 @@ class DecodeServiceServicer:
 
 def add_DecodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Generate': grpc.unary_stream_rpc_method_handler(
+            'Generate': grpc.stream_stream_rpc_method_handler(
                     servicer.Generate,
-                    request_deserializer=prfaas_dot_pb_dot_decode__pb2.GenerateRequest.FromString,
-                    response_serializer=prfaas_dot_pb_dot_decode__pb2.GenerateEvent.SerializeToString,
+                    request_deserializer=prfaas_dot_pb_dot_decode__pb2.GenerateRequests.FromString,
+                    response_serializer=prfaas_dot_pb_dot_decode__pb2.GenerateEvents.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -67,10 +69,11 @@ def add_DecodeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DecodeService:
-    """Missing associated documentation comment in .proto file."""
+    """One stream for each router and worker carries all requests between them. The end of the stream cancels what runs.
+    """
 
     @staticmethod
-    def Generate(request,
+    def Generate(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -80,12 +83,12 @@ class DecodeService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/prfaas.pb.DecodeService/Generate',
-            prfaas_dot_pb_dot_decode__pb2.GenerateRequest.SerializeToString,
-            prfaas_dot_pb_dot_decode__pb2.GenerateEvent.FromString,
+            prfaas_dot_pb_dot_decode__pb2.GenerateRequests.SerializeToString,
+            prfaas_dot_pb_dot_decode__pb2.GenerateEvents.FromString,
             options,
             channel_credentials,
             insecure,
