@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -13,6 +13,7 @@ from prfaas.model.api import LayerCache, LayerCallback, StepInput
 from prfaas.model.layers.linear import Linear
 from prfaas.model.layers.norm import RmsNorm
 from prfaas.model.layers.rope import Rope
+from prfaas.model.repeat import RepeatedSteps
 from prfaas.model.step import StepContext, plan_step
 from prfaas.modelspec import ModelSpec
 
@@ -53,23 +54,37 @@ class DecoderNetwork:
     head: Linear
     ropes: Mapping[str, Rope]
     embedding_scale: float = 1.0
+    repeated: RepeatedSteps = field(default_factory=RepeatedSteps, init=False, repr=False, compare=False)
 
     def forward(self, step: StepInput, cache: Sequence[LayerCache], on_layer: LayerCallback) -> torch.Tensor:
         """See `prfaas.model.api.CausalLM.forward`."""
         with torch.inference_mode():
             rotations = {name: rope.rotation(step.positions, self.dtype) for name, rope in self.ropes.items()}
             context = plan_step(step, self.spec.cache, rotations, self.dtype, self.device)
-            x = self.compute(step.tokens, context, cache, on_layer)
-            chosen = x if step.logits_rows.shape[0] == x.shape[0] else x.index_select(0, step.logits_rows)
+            x = self._embed(step.tokens)
+            normed = self.repeated.run(
+                self.head.kernels, x, context, cache, lambda x, context: self._run(x, context, cache, _nobody)
+            )
+            if normed is None:
+                normed = self._run(x, context, cache, on_layer)
+            else:
+                for index in range(len(self.blocks)):
+                    on_layer(index)
+            chosen = normed if step.logits_rows.shape[0] == x.shape[0] else normed.index_select(0, step.logits_rows)
             return self.head.logits(chosen)
 
     def compute(
         self, tokens: torch.Tensor, context: StepContext, cache: Sequence[LayerCache], on_layer: LayerCallback
     ) -> torch.Tensor:
         """The normed outputs [T, hidden] of a planned step's tokens [T], ready for the head."""
+        return self._run(self._embed(tokens), context, cache, on_layer)
+
+    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         x = F.embedding(tokens, self.embedding)
-        if self.embedding_scale != 1.0:
-            x = x * self.embedding_scale
+        return x if self.embedding_scale == 1.0 else x * self.embedding_scale
+
+    def _run(self, x: torch.Tensor, context: StepContext, cache: Sequence[LayerCache], on_layer: LayerCallback) -> torch.Tensor:
+        """Embedded rows [T, hidden] through all blocks and the final norm."""
         normed = self.blocks[0].mixer_norm(x)
         for index, block in enumerate(self.blocks):
             mixed = block.mixer(normed, context, cache[index])
@@ -80,3 +95,7 @@ class DecoderNetwork:
             following = self.blocks[index + 1].mixer_norm if index + 1 < len(self.blocks) else self.norm
             x, normed = following.after(x, fed)
         return normed
+
+
+def _nobody(layer: int) -> None:
+    """Recorded work tells nobody of its layers: a repetition of it would not."""

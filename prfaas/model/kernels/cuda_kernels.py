@@ -6,14 +6,14 @@ slowly than the kernels made for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
 from prfaas.model.kernels.cuda_delta import FusedDelta
 from prfaas.model.kernels.delta_rule import DeltaRows
-from prfaas.model.kernels.kernel_set import DeltaRun, PagedAttention
+from prfaas.model.kernels.kernel_set import DeltaRun, PagedAttention, Recorded
 from prfaas.model.kernels.torch_kernels import TorchKernels
 from prfaas.model.step import PagedAccess
 
@@ -24,6 +24,9 @@ class CudaKernels:
     def __init__(self, fused: FusedDelta | None) -> None:
         self._torch = TorchKernels()
         self._delta: FusedDelta | TorchKernels = fused or self._torch
+
+    def record(self, work: Callable[[], torch.Tensor]) -> Recorded:
+        return self._torch.record(work)
 
     def settle(self, weight: torch.Tensor) -> None:
         self._torch.settle(weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,8 +41,24 @@ class PagedAttention:
     window_tokens: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What came of recorded work. `repeat` does the same again from what lies in the same memory by then, into `result`."""
+
+    result: torch.Tensor
+    repeat: Callable[[], None] | None
+
+
 class Kernels(Protocol):
-    """Implementations agree up to rounding. None keeps references to its arguments."""
+    """Implementations agree up to rounding. Only what was recorded keeps references to arguments."""
+
+    def record(self, work: Callable[[], torch.Tensor]) -> Recorded:
+        """Do `work` once, and return what repeats its kernel calls at once, in less time.
+
+        Not repeatable (None) where `work` does more than call kernels and view their results, or where these kernels
+        cannot record. What is repeated has the shapes and numbers of the first time; only tensors' contents may differ.
+        """
+        ...
 
     def settle(self, weight: torch.Tensor) -> None:
         """Prepare for reading a weight over and over. May move its pages, never its address or content."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from prfaas.model.kernels.delta_rule import DeltaRows
 from prfaas.model.kernels.experts import run_experts
-from prfaas.model.kernels.kernel_set import DeltaRun, PagedAttention
+from prfaas.model.kernels.kernel_set import DeltaRun, PagedAttention, Recorded
 from prfaas.model.kernels.native_library import EntryPoint, NativeLibrary
+from prfaas.model.kernels.recording import Observer, Tape
 from prfaas.model.kernels.torch_kernels import TorchKernels
 from prfaas.model.step import PagedAccess
 
@@ -24,6 +25,17 @@ class NativeKernels:
 
     def __del__(self) -> None:
         self._library.pool_destroy(self._pool)
+
+    def record(self, work: Callable[[], torch.Tensor]) -> Recorded:
+        observer = Observer()
+        self._library.record_begin(self._pool)
+        try:
+            with observer:
+                result = work()
+        finally:
+            calls = self._library.record_end(self._pool)
+            tape = Tape(self._library, self._pool, calls, (self, *observer.kept))
+        return Recorded(result, tape if observer.only_kernels else None)
 
     def settle(self, weight: torch.Tensor) -> None:
         self._library.settle(weight.data_ptr(), weight.nbytes)  # a third more bytes per second than from small pages
@@ -98,7 +110,8 @@ class NativeKernels:
             return
         size = paged.element_size()
         stride, width = fresh.stride(0) * size, strides[1] * size
-        self._library.store(fresh.data_ptr(), stride, access.write_slots.data_ptr(), paged.data_ptr(), fresh.shape[0], width)
+        slots, rows = access.write_slots.data_ptr(), fresh.shape[0]
+        self._library.store(self._pool, fresh.data_ptr(), stride, slots, paged.data_ptr(), rows, width)
 
     def attend(self, call: PagedAttention) -> torch.Tensor:
         if not _is_plain(call):

@@ -38,12 +38,16 @@ class NativeLibrary:
 
         self.pool_create = bind("pool_create", _I, result=_P)
         self.pool_destroy = bind("pool_destroy", _P)
+        self.record_begin = bind("record_begin", _P)
+        self.record_end = bind("record_end", _P, result=_P)
+        self.replay = bind("replay", _P, _P)
+        self.forget = bind("forget", _P)
         self.settle = bind("settle", _P, _I)
         self.linear = bind("linear", _P, _P, _I, _P, _P, _P, _I, _I, _I)
         self.linear_float = bind("linear_float", _P, _P, _I, _P, _P, _P, _I, _I, _I)
         self.norm = bind("norm", _P, _P, _P, _P, _P, _P, _I, _I, _F)
         self.gated_mlp = bind("gated_mlp", _P, _P, _I, _P, _P, _P, _I, _I, _I)
-        self.store = bind("store", _P, _I, _P, _P, _I, _I)
+        self.store = bind("store", _P, _P, _I, _P, _P, _I, _I)
         rotated = (_P, _I, _P, _I, _P, _I, _P, _P, _I, _P, _I)  # queries, keys, values, angles and slots of the rows
         paged = (_P, _I, _P, _I, _P)  # tables, runs and results
         self.attend = bind("attend", _P, *rotated, _P, _P, *paged, *(_I,) * 6, _F)

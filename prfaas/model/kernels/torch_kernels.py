@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,13 +11,16 @@ import torch.nn.functional as F
 from prfaas.model.kernels.attention import attend_decode, attend_latent, attend_prefill
 from prfaas.model.kernels.delta_rule import DeltaRows, delta_chunks, delta_step
 from prfaas.model.kernels.experts import run_experts
-from prfaas.model.kernels.kernel_set import DeltaRun, PagedAttention
+from prfaas.model.kernels.kernel_set import DeltaRun, PagedAttention, Recorded
 from prfaas.model.step import DecodeBatch, PagedAccess
 
 
 @dataclass(frozen=True, slots=True)
 class TorchKernels:
     """Implements `Kernels`."""
+
+    def record(self, work: Callable[[], torch.Tensor]) -> Recorded:
+        return Recorded(work(), None)
 
     def settle(self, weight: torch.Tensor) -> None:
         pass

@@ -12,7 +12,7 @@
 namespace {
 
 constexpr int64_t kKeys = 4 * kPanel;      // keys of one block
-constexpr int64_t kWorthSharing = 1 << 20;  // multiplications; below, handing over takes longer
+constexpr int64_t kWorthSharing = 1 << 20;  // multiplications; below, letting others in takes longer
 constexpr int64_t kQueryRows = 9 * kTileRows;  // rows (tokens times heads of a group) that share a packed block
 
 struct Attention {
@@ -29,17 +29,23 @@ struct QueryBlock {  // `count` tokens of a run from `first` on, for the heads o
   int64_t run, first, count, head;
 };
 
-struct Partial {  // attention to some of the keys, by row: sums of weights times values, sums of weights, base of exponents
-  std::vector<float> sums, total, top;
-};
-
 struct AttentionBuffers {  // of one thread
   std::vector<bf16> query, keys, values, weights;
-  std::vector<float> scores;
-  Partial partial;
+  std::vector<float> scores, partial;
 };
 
 inline int64_t sums_width(const Attention& a) { return (a.dv + kPanel - 1) / kPanel * kPanel; }
+
+inline int64_t query_tokens(const Attention& a) { return std::max<int64_t>(1, kQueryRows / a.group); }
+
+struct Partial {  // attention to some of the keys, by row: sums of weights times values, sums of weights, base of exponents
+  float *sums, *total, *top;
+
+  static int64_t floats(const Attention& a) { return query_tokens(a) * a.group * (sums_width(a) + 2); }
+
+  Partial(const Attention& a, float* memory)
+      : sums(memory), total(sums + query_tokens(a) * a.group * sums_width(a)), top(total + query_tokens(a) * a.group) {}
+};
 
 // Positions that some token of the block sees.
 struct Reach {
@@ -110,7 +116,7 @@ inline void gather_query(const Attention& a, const QueryBlock& block, bf16* out)
 
 // Rows [first, first + tile) of a block against the packed keys [from, from + count).
 inline void attend_tile(const Attention& a, int64_t first_end, int64_t first, int64_t tile, int64_t from, int64_t count,
-                        AttentionBuffers& b, Partial& p) {
+                        AttentionBuffers& b, const Partial& p) {
   const int64_t last_sees = first_end + (first + tile - 1) / a.group, first_sees = first_end + first / a.group;
   if (from >= last_sees || (a.window && from + count <= first_sees - a.window)) return;
   for (int64_t half = 0; half < count; half += kPanel)
@@ -121,27 +127,27 @@ inline void attend_tile(const Attention& a, int64_t first_end, int64_t first, in
   for (int64_t r = 0; r < tile; ++r) {
     const int64_t high = first_end + (first + r) / a.group, low = a.window ? high - a.window : 0;
     kept[r] = soften(&b.scores[size_t(r * kKeys)], a.scale * kLog2e, low - from, std::min(count, high - from),
-                     &b.weights[size_t(r * kKeys)], p.top[size_t(first + r)], p.total[size_t(first + r)]);
+                     &b.weights[size_t(r * kKeys)], p.top[first + r], p.total[first + r]);
   }
   const int64_t width = sums_width(a);
   for (int64_t c = 0; c < width; c += kPanel)
     panel_rows(tile, b.weights.data(), kKeys, &b.values[size_t(c * kKeys)], (count + 1) / 2, [&](int r, int part, __m512 sum) {
-      float* at = &p.sums[size_t((first + r) * width + c + 16 * part)];
+      float* at = p.sums + (first + r) * width + c + 16 * part;
       _mm512_storeu_ps(at, _mm512_fmadd_ps(_mm512_loadu_ps(at), _mm512_set1_ps(kept[r]), sum));
     });
 }
 
 // Attention of a block to positions [begin, end).
-inline void attend_range(const Attention& a, const QueryBlock& block, Reach range, AttentionBuffers& b, Partial& p) {
+inline void attend_range(const Attention& a, const QueryBlock& block, Reach range, AttentionBuffers& b, const Partial& p) {
   const int64_t rows = block.count * a.group, first_end = a.runs[3 * block.run + 2] + block.first + 1;
   b.query.resize(size_t(rows * a.dk));
   b.keys.resize(size_t(kKeys * a.dk));
   b.values.resize(size_t(kKeys * sums_width(a)));
   b.scores.resize(size_t(kTileRows * kKeys));
   b.weights.resize(size_t(kTileRows * kKeys));
-  p.sums.assign(size_t(rows * sums_width(a)), 0.0f);
-  p.total.assign(size_t(rows), 0.0f);
-  p.top.assign(size_t(rows), -1e30f);
+  std::fill_n(p.sums, rows * sums_width(a), 0.0f);
+  std::fill_n(p.total, rows, 0.0f);
+  std::fill_n(p.top, rows, -1e30f);
   gather_query(a, block, b.query.data());
   const bf16 *keys = a.keys + block.head * a.dk, *values = a.values + block.head * a.dv;
   for (int64_t from = range.begin; from < range.end; from += kKeys) {
@@ -157,28 +163,28 @@ inline void attend_range(const Attention& a, const QueryBlock& block, Reach rang
 inline void finish_block(const Attention& a, const QueryBlock& block, const Partial& p) {
   const int64_t row = a.runs[3 * block.run] + block.first, width = sums_width(a);
   for (int64_t r = 0; r < block.count * a.group; ++r) {
-    const __m512 inverse = _mm512_set1_ps(1.0f / p.total[size_t(r)]);
+    const __m512 inverse = _mm512_set1_ps(1.0f / p.total[r]);
     bf16* out = a.out + (((row + r / a.group) * a.kv_heads + block.head) * a.group + r % a.group) * a.dv;
     for (int64_t c = 0; c < a.dv; c += 16) {
-      const __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(&p.sums[size_t(r * width + c)]), inverse);
+      const __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(p.sums + r * width + c), inverse);
       _mm256_mask_storeu_epi16(out + c, first16(a.dv - c), narrow(sum));
     }
   }
 }
 
 // Adds `more`, attention of the same rows to other keys, to `p`.
-inline void merge(Partial& p, const Partial& more, int64_t width) {
-  for (size_t r = 0; r < p.top.size(); ++r) {
+inline void merge(const Partial& p, const Partial& more, int64_t rows, int64_t width) {
+  for (int64_t r = 0; r < rows; ++r) {
     const float top = std::max(p.top[r], more.top[r]);
     const float mine = std::exp2(p.top[r] - top), theirs = std::exp2(more.top[r] - top);
     p.top[r] = top;
     p.total[r] = p.total[r] * mine + more.total[r] * theirs;
-    for (size_t c = r * size_t(width); c < (r + 1) * size_t(width); ++c) p.sums[c] = p.sums[c] * mine + more.sums[c] * theirs;
+    for (int64_t c = r * width; c < (r + 1) * width; ++c) p.sums[c] = p.sums[c] * mine + more.sums[c] * theirs;
   }
 }
 
 inline std::vector<QueryBlock> query_blocks(const Attention& a) {
-  const int64_t tokens = std::max<int64_t>(1, kQueryRows / a.group);
+  const int64_t tokens = query_tokens(a);
   std::vector<QueryBlock> blocks;
   for (int64_t run = 0; run < a.num_runs; ++run)
     for (int64_t rows = a.runs[3 * run + 1], first = 0; first < rows; first += tokens)
@@ -186,33 +192,52 @@ inline std::vector<QueryBlock> query_blocks(const Attention& a) {
   return blocks;
 }
 
-inline void attend(Pool* pool, const Attention& a) {
+// Few blocks: several threads share the keys of one, in up to this many parts.
+inline int64_t most_parts(int64_t num_blocks, int64_t threads) {
+  return num_blocks >= 2 * threads || threads == 1 ? 1 : std::max<int64_t>(1, 4 * threads / num_blocks);
+}
+
+// Floats that `attend` needs in memory that all threads see, whatever the lengths.
+inline int64_t shared_floats(const Attention& a, int64_t threads) {
+  const int64_t num = int64_t(query_blocks(a).size()), parts = most_parts(num, threads);
+  return parts == 1 ? 0 : num * parts * Partial::floats(a);
+}
+
+inline void attend(Crew& crew, const Attention& a, float* shared) {
   const std::vector<QueryBlock> blocks = query_blocks(a);
-  const int64_t num = int64_t(blocks.size()), threads = int64_t(pool->threads.size()) + 1;
+  const int64_t num = int64_t(blocks.size());
   int64_t longest = 0, work = 0;
   for (const QueryBlock& block : blocks) {
     const int64_t keys = reach(a, block).end - reach(a, block).begin;
     longest = std::max(longest, keys);
     work += keys * (a.dk + a.dv) * (block.count * a.group + kTileRows);  // packing a key costs about a tile of rows
   }
-  // A few blocks with many keys: several threads share the keys of one block.
-  const int64_t parts = num >= 2 * threads || threads == 1 ? 1 : std::clamp<int64_t>(longest / (4 * kKeys), 1, 4 * threads / num);
-  std::vector<Partial> partials(size_t(parts == 1 ? 0 : num * parts));
-  // Chunks are claimed from the last to the first, so the longest blocks of a prompt come early.
-  parallel(work < kWorthSharing ? nullptr : pool, num * parts, [&](int64_t item) {
+  const int64_t most = most_parts(num, crew.pool.num_threads());
+  const int64_t parts = most == 1 ? 1 : std::clamp<int64_t>(longest / (4 * kKeys), 1, most);
+  const auto partial = [&](int64_t item) { return Partial(a, shared + item * Partial::floats(a)); };
+  const auto attend_part = [&](int64_t item) {
     thread_local AttentionBuffers buffers;
+    buffers.partial.resize(size_t(Partial::floats(a)));
     const QueryBlock& block = blocks[size_t(item / parts)];
     const Reach all = reach(a, block);
     const int64_t steps = (all.end - all.begin + kKeys - 1) / kKeys, part = item % parts;
     const Reach mine{all.begin + steps * part / parts * kKeys, std::min(all.end, all.begin + steps * (part + 1) / parts * kKeys)};
-    attend_range(a, block, mine, buffers, parts == 1 ? buffers.partial : partials[size_t(item)]);
-    if (parts == 1) finish_block(a, block, buffers.partial);
+    const Partial sums = parts == 1 ? Partial(a, buffers.partial.data()) : partial(item);
+    attend_range(a, block, mine, buffers, sums);
+    if (parts == 1) finish_block(a, block, sums);
+  };
+  const int64_t items = num * parts, chunks = work < kWorthSharing ? 1 : items;
+  crew.share(chunks, [&](int64_t chunk) {  // from the last on: the longest blocks of a prompt come early
+    for (int64_t item = items - 1 - chunk; item >= 0; item -= chunks) attend_part(item);
   });
-  for (int64_t i = 0; parts > 1 && i < num; ++i) {
-    Partial& whole = partials[size_t(i * parts)];
-    for (int64_t part = 1; part < parts; ++part) merge(whole, partials[size_t(i * parts + part)], sums_width(a));
-    finish_block(a, blocks[size_t(i)], whole);
-  }
+  if (parts == 1) return;
+  crew.share(1, [&](int64_t) {
+    for (int64_t i = 0; i < num; ++i) {
+      const Partial whole = partial(i * parts);
+      for (int64_t part = 1; part < parts; ++part) merge(whole, partial(i * parts + part), blocks[size_t(i)].count * a.group, sums_width(a));
+      finish_block(a, blocks[size_t(i)], whole);
+    }
+  });
 }
 
 }  // namespace

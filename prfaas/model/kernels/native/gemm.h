@@ -188,30 +188,35 @@ void product_block(const Product<Out>& p, int64_t column, int64_t width, int64_t
 constexpr int64_t kFewRows = 8;  // above this, transposing the weights pays
 
 template <class Out>
-void product_few_rows(Pool* pool, const Product<Out>& p) {
+void product_few_rows(Crew& crew, const Product<Out>& p) {
   // Streams have to be long to run at full speed, and their number even for few threads to end together.
   constexpr int64_t kWorth = 65536, kLong = 131072;  // elements
   const int64_t size = p.n * p.k, chunks = size < kWorth ? 1 : std::min<int64_t>((size / kLong + 4) / 4 * 4, 64);
-  parallel(pool, chunks, [&](int64_t chunk) {
+  crew.share(chunks, [&](int64_t chunk) {
     for (int64_t n = p.n * chunk / chunks; n < p.n * (chunk + 1) / chunks; ++n)
       dot_rows(p.m, p.x, p.x_stride, p.w + n * p.k, p.k, p.bias ? widen(p.bias[n]) : 0.0f, p.out + n, p.n);
   });
 }
 
 template <class Out>
-void product_many_rows(Pool* pool, const Product<Out>& p) {  // k is even
+void product_many_rows(Crew& crew, const Product<Out>& p) {  // k is even
   constexpr int64_t kColumns = 2 * kPanel, kRows = 18 * kTileRows;
   const int64_t across = (p.n + kColumns - 1) / kColumns, down = (p.m + kRows - 1) / kRows;
-  parallel(pool, across * down, [&](int64_t item) {
+  crew.share(across * down, [&](int64_t item) {
     const int64_t column = item % across * kColumns, block = item / across;
     product_block(p, column, std::min(kColumns, p.n - column), p.m * block / down, p.m * (block + 1) / down);
   });
 }
 
 template <class Out>
-void product(Pool* pool, const Product<Out>& p) {
-  if (p.m <= kFewRows || p.k % 2) product_few_rows(pool, p);
-  else product_many_rows(pool, p);
+void product(Crew& crew, const Product<Out>& p) {
+  if (p.m <= kFewRows || p.k % 2) product_few_rows(crew, p);
+  else product_many_rows(crew, p);
+}
+
+template <class Out>
+Memory weights(const Product<Out>& p) {
+  return {p.w, p.n * p.k * int64_t(sizeof(bf16))};
 }
 
 }  // namespace

@@ -10,12 +10,12 @@
 
 namespace {
 
-// body(first, last) for ranges of rows; a range is worth handing over when it has this many elements.
+// body(first, last) for ranges of rows; a range is worth sharing when it has this many elements.
 template <class Body>
-inline void for_rows(Pool* pool, int64_t rows, int64_t width, const Body& body) {
+inline void for_rows(Crew& crew, int64_t rows, int64_t width, const Body& body) {
   constexpr int64_t kWorth = 16384;
   const int64_t chunks = std::clamp<int64_t>(rows * width / kWorth, 1, std::min<int64_t>(rows, 32));
-  parallel(pool, chunks, [&](int64_t chunk) { body(rows * chunk / chunks, rows * (chunk + 1) / chunks); });
+  crew.share(chunks, [&](int64_t chunk) { body(rows * chunk / chunks, rows * (chunk + 1) / chunks); });
 }
 
 // sum = x + more (more and sum may be null together), out = sum / sqrt(mean(sum^2) + eps) * weight; d elements.
