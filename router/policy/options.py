@@ -124,6 +124,7 @@ def choose_decode(request: RequestView, view: FleetView, now_s: float) -> Worker
 
 # Cost, id (so that equal costs have an order), missing tokens, compute seconds, worker.
 _Ranked = tuple[float, WorkerId, int, float, WorkerView]
+_DOORS = tuple(role for role in Role if role.opens_prefill)
 
 
 def _rank(
@@ -136,8 +137,8 @@ def _rank(
         link = view.links.get(Link(site, decode.site))
         rtt_s = link.rtt_s if link is not None else 0.0
         stream_s = scorers.stream_s(link, num_bytes)
-    models = {role: view.models.get(Kind(site, role)) for role in Role}
-    without = dict.fromkeys(Role, 0)  # ranked workers that have nothing of the prompt cached
+    models = {role: view.models.get(Kind(site, role)) for role in _DOORS}
+    without = dict.fromkeys(_DOORS, 0)  # ranked workers that have nothing of the prompt cached
     ranked: list[_Ranked] = []
     for worker in filters.prefill_workers(view, decode, site, request):
         cached = request.cached_tokens.get(worker.worker_id, 0)

@@ -26,10 +26,10 @@ from prfaas.types import (
     GroupKind,
     WorkerId,
 )
-from router.policy.holder_table import NO_KEY, WORD_BITS, HolderTable, Keys, Masks
+from router.policy.block_table import NO_KEY, BlockTable, Keys, Places
+from router.policy.holder_sets import WORD_BITS, HolderSets, Masks, SetNumbers
 
-_FIRST_LOOK_BLOCKS = 64
-_LOOK_FURTHER = 8  # each further look takes so many times as many blocks
+_FEW_SETS = 4096  # are not worth a sweep
 _ALL = np.uint64(2**64 - 1)
 
 
@@ -55,7 +55,7 @@ def name_prompt(request: GenerationRequest, block_sizes: Iterable[int]) -> dict[
 
 
 def block_keys(hashes: Sequence[BlockHash]) -> Keys:
-    """Keys for the holder table: the low 64 bits of each name, never zero.
+    """Keys for the block table: the low 64 bits of each name, never zero.
 
     Raises:
         InvalidRequest: a name is not 16 bytes long.
@@ -77,106 +77,98 @@ def set_bits(word: int) -> Iterator[int]:
 
 
 class FamilyIndex:
-    """The index of one family. Worker ids become bits; each (group, tier) has a table of its own."""
+    """The index of one family. Worker ids become bits; of each (group, tier) there is a column that says of every block
+    which set of workers holds it."""
 
     def __init__(self, family: Family) -> None:
         self.family = family
         self._groups = {g.name: g for g in family.groups}
-        self._tables: dict[tuple[str, CacheTier], HolderTable] = {}
+        self._covers = any(g.kind is GroupKind.FULL for g in family.groups)
+        self._slides = any(g.kind is GroupKind.SLIDING for g in family.groups)
+        self._blocks = BlockTable()
+        self._sets = HolderSets()
+        self._swept_sets = 0  # that were left when sets were last swept
+        self._columns: dict[tuple[str, CacheTier], SetNumbers] = {}
         self._bits: dict[WorkerId, int] = {}
         self._workers: dict[int, WorkerId] = {}
-        self._words = 1
 
     @property
     def empty(self) -> bool:
         return not self._bits
 
     @property
-    def num_bytes(self) -> int:
-        return sum(table.num_bytes for table in self._tables.values())
+    def num_blocks(self) -> int:
+        """Blocks with a number, those that nobody holds any more included."""
+        return len(self._blocks)
 
     @property
-    def num_keys(self) -> int:
-        return sum(table.num_keys for table in self._tables.values())
+    def num_sets(self) -> int:
+        """Distinct sets of holders that are stored."""
+        return len(self._sets)
 
     def add_worker(self, worker_id: WorkerId) -> None:
         bit = next(b for b in range(len(self._workers) + 1) if b not in self._workers)
         self._bits[worker_id], self._workers[bit] = bit, worker_id
-        while bit >= self._words * WORD_BITS:
-            self._words *= 2
-            for table in self._tables.values():
-                table.widen(self._words)
+        while bit >= self._sets.words * WORD_BITS:
+            self._sets.widen(self._sets.words * 2)
 
     def remove_worker(self, worker_id: WorkerId) -> None:
         self.clear(worker_id)
         del self._workers[self._bits.pop(worker_id)]
 
     def clear(self, worker_id: WorkerId) -> None:
-        for table in self._tables.values():
-            table.clear(self._bits[worker_id])
+        """Forget all that a worker held. One pass over every column."""
+        self._clear(self._bits[worker_id], list(self._columns))
 
     def apply(self, worker_id: WorkerId, event: CacheEvent) -> None:
         """Apply one event; groups that the family does not have are ignored, for they cannot be needed for a hit."""
         bit = self._bits[worker_id]
         if event.kind is CacheEventKind.CLEARED:
-            for (group, tier), table in self._tables.items():
-                if tier is event.tier and event.group in ("", group):
-                    table.clear(bit)
-            return
-        if event.group not in self._groups:
-            return
-        table = self._table(event.group, event.tier)
-        if event.kind is CacheEventKind.STORED:
-            table.add(block_keys(event.hashes), bit)
-        else:
-            table.discard(block_keys(event.hashes), bit)
+            self._clear(bit, [key for key in self._columns if key[1] is event.tier and event.group in ("", key[0])])
+        elif event.group in self._groups and event.hashes:
+            keys, stored = block_keys(event.hashes), event.kind is CacheEventKind.STORED
+            if stored and not self._blocks.has_room(len(keys)):
+                self._renumber(len(keys))
+            places = self._blocks.number(keys) if stored else self._blocks.find(keys)
+            if not stored:
+                places = places[places >= 0]
+            if len(places):
+                column = self._column(event.group, event.tier)
+                column[places] = self._sets.changed(column[places], bit, member=stored)
+        if len(self._sets) > 2 * self._swept_sets + _FEW_SETS:
+            self._sweep()
 
     def match(self, keys: Keys) -> dict[WorkerId, int]:
         """Usable prefix of each worker that has one, in tokens. `keys` name the prompt's blocks, first block first."""
-        if not self._tables or not len(keys):
+        places = self._blocks.find_prefix(keys) if self._covers else self._blocks.find(keys)
+        if not self._columns or not len(places):
             return {}
-        valid = self._covered(keys)
+        held = {key: self._column(*key).take(places) for key in self._columns}
+        if not self._covers:
+            for numbers in held.values():
+                numbers[places < 0] = 0
+        ends = np.arange(1, len(places) + 1)
+        if not self._slides:
+            ends = _runs(held.values(), len(places))
+            held = {key: numbers[ends - 1] for key, numbers in held.items()}
+        valid = np.full((len(ends), self._sets.words), _ALL)
         for group in self.family.groups:
-            if group.kind is not GroupKind.FULL and len(valid):
-                present = self._presence(group.name, keys[: len(valid)])
-                valid &= self._window(present, group) if group.kind is GroupKind.SLIDING else present
-        return self._longest(valid)
+            present = self._presence(group.name, held, len(ends))
+            if group.kind is GroupKind.FULL:
+                np.bitwise_and.accumulate(present, axis=0, out=present)  # caches may have holes
+            elif group.kind is GroupKind.SLIDING:
+                present = self._window(present, group)
+            valid &= present
+        return self._longest(valid, ends)
 
-    def _covered(self, keys: Keys) -> Masks:
-        """Row i: workers that hold blocks 0 to i in every group that must cover the whole prefix; ends with the last row
-        in which there is one.
-
-        Looks at ever larger pieces and stops where no worker is left: most prompts are new after a few blocks.
-        """
-        everybody = np.full(self._words, _ALL)
-        full = [g.name for g in self.family.groups if g.kind is GroupKind.FULL]
-        if not full:
-            return np.tile(everybody, (len(keys), 1))
-        rows: list[Masks] = []
-        start, size = 0, _FIRST_LOOK_BLOCKS
-        while start < len(keys) and everybody.any():
-            piece = keys[start : start + size]
-            present = self._presence(full[0], piece)
-            for name in full[1:]:
-                present &= self._presence(name, piece)
-            present[0] &= everybody
-            np.bitwise_and.accumulate(present, axis=0, out=present)  # caches may have holes
-            rows.append(present)
-            everybody = present[-1]
-            start, size = start + size, size * _LOOK_FURTHER
-        if not everybody.any():
-            held = np.flatnonzero(rows[-1].reshape(-1))
-            rows[-1] = rows[-1][: held[-1] // self._words + 1 if len(held) else 0]
-        return np.concatenate(rows)
-
-    def _presence(self, group: str, keys: Keys) -> Masks:
-        tables = [self._tables[group, tier] for tier in CacheTier if (group, tier) in self._tables]
-        if not tables:
-            return np.zeros((len(keys), self._words), dtype=np.uint64)
-        present = tables[0].lookup(keys)
-        for table in tables[1:]:
-            present |= table.lookup(keys)
-        return present
+    def _presence(self, group: str, held: Mapping[tuple[str, CacheTier], SetNumbers], num_rows: int) -> Masks:
+        """Who holds the group's part of each row's blocks, in whichever tier."""
+        masks = [self._sets.masks(held[group, tier]) for tier in CacheTier if (group, tier) in held]
+        if not masks:
+            return np.zeros((num_rows, self._sets.words), dtype=np.uint64)
+        for other in masks[1:]:
+            masks[0] |= other
+        return masks[0]
 
     def _window(self, present: Masks, group: CacheGroupInfo) -> Masks:
         """Row i: workers that hold every block a query after block i may still read (doubling a running AND)."""
@@ -192,28 +184,64 @@ class FamilyIndex:
             covered += step
         return present
 
-    def _longest(self, valid: Masks) -> dict[WorkerId, int]:
-        """The last row in which each worker's bit is set, in tokens."""
-        ends = valid.copy()
-        ends[:-1] &= ~valid[1:]  # a worker's last row is among those after which its bit is not set
-        flat = ends.reshape(-1)
-        seen = [0] * self._words
+    def _longest(self, valid: Masks, ends: Places) -> dict[WorkerId, int]:
+        """The last row in which each worker's bit is set, in tokens. `ends`: blocks up to the end of each row."""
+        last_of = valid.copy()
+        last_of[:-1] &= ~valid[1:]  # a worker's last row is among those after which its bit is not set
+        flat, words = last_of.reshape(-1), self._sets.words
+        seen = [0] * words
         found: dict[WorkerId, int] = {}
         for at in np.flatnonzero(flat)[::-1].tolist():
-            row, word = divmod(at, self._words)
+            row, word = divmod(at, words)
             last = int(flat[at]) & ~seen[word]
             seen[word] |= last
             for bit in set_bits(last):
                 worker_id = self._workers.get(word * WORD_BITS + bit)
                 if worker_id is not None:
-                    found[worker_id] = (row + 1) * self.family.block_tokens
+                    found[worker_id] = int(ends[row]) * self.family.block_tokens
         return found
 
-    def _table(self, group: str, tier: CacheTier) -> HolderTable:
-        key = (group, tier)
-        if key not in self._tables:
-            self._tables[key] = HolderTable(self._words)
-        return self._tables[key]
+    def _column(self, group: str, tier: CacheTier) -> SetNumbers:
+        """The sets of every block, in a column that has at least as many places as there are blocks."""
+        column = self._columns.get((group, tier))
+        if column is None or len(column) < len(self._blocks):
+            grown = np.zeros(len(self._blocks) * 3 // 2, dtype=np.int32)
+            if column is not None:
+                grown[: len(column)] = column
+            column = self._columns[group, tier] = grown
+        return column
+
+    def _clear(self, bit: int, columns: Sequence[tuple[str, CacheTier]]) -> None:
+        without = self._sets.without(bit)
+        for key in columns:
+            self._columns[key] = without.take(self._columns[key])
+
+    def _renumber(self, more: int) -> None:
+        """Drop blocks that nobody holds, and make room for `more`."""
+        columns = {key: self._column(*key)[: len(self._blocks)] for key in self._columns}
+        alive = np.zeros(len(self._blocks), dtype=np.bool_)
+        for column in columns.values():
+            alive |= column != 0
+        self._columns = {key: column[alive] for key, column in columns.items()}
+        self._blocks.renumber(alive, more)
+
+    def _sweep(self) -> None:
+        """Drop sets that no block refers to."""
+        used = np.zeros(len(self._sets), dtype=np.bool_)
+        for column in self._columns.values():
+            used[column] = True
+        numbers = self._sets.keep(used)
+        self._columns = {key: numbers.take(column) for key, column in self._columns.items()}
+        self._swept_sets = len(self._sets)
+
+
+def _runs(columns: Iterable[SetNumbers], num_blocks: int) -> Places:
+    """Ends of the runs of blocks between which no column changes; the last is `num_blocks`."""
+    changes = np.zeros(num_blocks, dtype=np.bool_)
+    changes[-1] = True
+    for numbers in columns:
+        changes[:-1] |= numbers[1:] != numbers[:-1]
+    return np.flatnonzero(changes) + 1
 
 
 @dataclass(slots=True)
