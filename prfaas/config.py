@@ -45,6 +45,7 @@ class EngineSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the processor has it
     num_threads: NonNegativeInt = 0  # 0: let torch decide
+    decode_graphs: bool = True  # accelerators only: record a decode step for each batch size and replay it
     native_kernels: bool = True  # C++ kernels, compiled at the first start, where compiler and processor allow
     block_tokens: PositiveInt = 64  # tokens per cache block and alignment of prefix reuse
     cache_bytes: PositiveInt = 512 * 1024**2  # device memory for KV blocks and states

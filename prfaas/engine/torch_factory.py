@@ -9,10 +9,14 @@ from prfaas.engine.grammar import GrammarBook
 from prfaas.engine.host_budget import available_bytes, host_budget
 from prfaas.engine.torch_backend import TorchBackend
 from prfaas.engine.torch_device import pick_device, pick_dtype
+from prfaas.model.api import CausalLM
+from prfaas.model.graphed import GraphedDecoder
 from prfaas.model.kernels.kernel_set import Kernels
 from prfaas.model.kernels.open_kernels import open_cuda_kernels, open_kernels
 from prfaas.model.kernels.torch_kernels import TorchKernels
 from prfaas.model.load import load_model
+from prfaas.model.network import DecoderNetwork
+from prfaas.model.recorder import CudaRecorder
 from prfaas.modelspec import ModelSpec
 from prfaas.text.load import load_text_model
 from prfaas.text.model import TextModel
@@ -39,7 +43,14 @@ def build_torch_backend(settings: EngineSettings, *, source: str, served_name: s
         device=device,
         kernels=_kernels(settings, device, dtype),
     )
-    return TorchBackend(model, settings, _grammars(text, model.spec))
+    return TorchBackend(_graphed(model, settings), settings, _grammars(text, model.spec))
+
+
+def _graphed(model: DecoderNetwork, settings: EngineSettings) -> CausalLM:
+    """On a CPU a step has no launches to save."""
+    if model.device.type == "cpu" or not settings.decode_graphs:
+        return model
+    return GraphedDecoder(model, CudaRecorder(model.device), max_rows=settings.max_running)
 
 
 def _kernels(settings: EngineSettings, device: torch.device, dtype: torch.dtype) -> Kernels:

@@ -1,7 +1,9 @@
 """The cache memory of an engine: paged tensors behind block and slot ids, and their canonical bytes.
 
 For each group and tensor there is one allocation [layers, blocks, block_tokens, *shape] (STATE: [layers, slots,
-*shape]) per tier; a layer's paged tensor is a view into it. Knows nothing of sequences, hashes or who owns a block.
+*shape]) per tier; a layer's paged tensor is a view into it. On the device each has one block or slot more than there are
+to hand out: the last belongs to no sequence, and rows that only fill up a step use it. Knows nothing of sequences,
+hashes or who owns a block.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ class TorchStore:
         self._pages = {
             group.name: _GroupPages(
                 group,
-                self._allocate(group, sizes[group.name].device, device, pinned=False),
+                self._allocate(group, sizes[group.name].device + 1, device, pinned=False),
                 self._allocate(group, sizes[group.name].host, torch.device("cpu"), pinned=pinned),
             )
             for group in spec.cache.groups

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from prfaas.model.api import CausalLM
+from prfaas.model.network import DecoderNetwork
 from prfaas.model.weights import WeightReader
 from prfaas.modelspec import CacheGroup, DType, ModelSpec
 
@@ -51,6 +51,6 @@ class Family:
     name: str
     architectures: tuple[str, ...]
     outline: Callable[[RawConfig, DType], Outline]
-    build: Callable[[RawConfig, ModelSpec, WeightReader], CausalLM]
+    build: Callable[[RawConfig, ModelSpec, WeightReader], DecoderNetwork]
     ignorable: Callable[[RawConfig, str], bool]
     gguf: tuple[GgufDialect, ...] = ()

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from prfaas.errors import ModelLoadError
-from prfaas.model.api import CausalLM
 from prfaas.model.checkpoint import Checkpoint
 from prfaas.model.fingerprint import fingerprint
 from prfaas.model.gguf_file import GgufFile
 from prfaas.model.hf_directory import HfDirectory
 from prfaas.model.kernels.kernel_set import Kernels
 from prfaas.model.kernels.torch_kernels import TorchKernels
+from prfaas.model.network import DecoderNetwork
 from prfaas.model.quantization import count_parameters, parse_quantization
 from prfaas.model.registry import family_for, gguf_dialect
 from prfaas.model.weights import WeightReader
@@ -30,7 +30,7 @@ def load_model(
     dtype: torch.dtype | None,
     device: torch.device,
     kernels: Kernels | None = None,
-) -> CausalLM:
+) -> DecoderNetwork:
     """Load a Hugging Face directory or a GGUF file.
 
     kernels: who does the arithmetic, None for plain torch; see `prfaas.model.kernels.open_kernels.open_kernels`.

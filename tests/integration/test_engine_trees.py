@@ -23,7 +23,11 @@ from prfaas.engine.api import Admitted, TokensOut
 from prfaas.engine.loop import LoopedEngine
 from prfaas.engine.torch_backend import TorchBackend
 from prfaas.metrics import Emitter, MetricSet
+from prfaas.model.graphed import GraphedDecoder
+from prfaas.model.kernels.cuda_kernels import CudaKernels
+from prfaas.model.kernels.torch_kernels import TorchKernels
 from prfaas.model.load import load_model
+from prfaas.model.recorder import CallRecorder
 from prfaas.sched.restore import FREE, CopyCost, Outcome, Reason
 from prfaas.types import GenerationRequest, RequestId, SamplingParams
 from tests.support.models import tiny_model
@@ -54,9 +58,10 @@ class PricedBackend(TorchBackend):
         return self.cost
 
 
-def start(name: str, cost: CopyCost = FREE, **changes: object) -> LoopedEngine:
-    cpu = torch.device("cpu")
-    model = load_model(tiny_model(name), served_name="m", block_tokens=BLOCK, dtype=torch.float32, device=cpu)
+def start(name: str, cost: CopyCost = FREE, *, graphs: bool = False, **changes: object) -> LoopedEngine:
+    cpu, kernels = torch.device("cpu"), CudaKernels(None) if graphs else TorchKernels()
+    plain = load_model(tiny_model(name), served_name="m", block_tokens=BLOCK, dtype=torch.float32, device=cpu, kernels=kernels)
+    model = GraphedDecoder(plain, CallRecorder(), max_rows=AT_ONCE) if graphs else plain
     states = SLOTS * sum(g.bytes_between(0, 1) for g in model.spec.cache.groups if g.is_state)
     blocks = BLOCKS * sum(g.bytes_between(0, BLOCK) for g in model.spec.cache.groups if not g.is_state)
     small = {"cache_bytes": states + blocks + 1, "state_snapshot_share": (states + 1) / (states + blocks + 1)}
@@ -94,10 +99,13 @@ async def grow(engine: LoopedEngine, rng: random.Random) -> list[Turn]:
     return turns
 
 
-@pytest.mark.parametrize(("host", "cost"), [(0, FREE), (8 * 1024**2, FREE), (8 * 1024**2, NEVER)])
+@pytest.mark.parametrize(
+    ("host", "cost", "graphs"),
+    [(0, FREE, False), (8 * 1024**2, FREE, False), (8 * 1024**2, NEVER, False), (8 * 1024**2, FREE, True)],
+)
 @pytest.mark.parametrize("name", MODELS)
-async def test_the_cache_never_changes_a_greedy_token(name: str, host: int, cost: CopyCost) -> None:
-    engine = start(name, cost, host_cache_bytes=host)
+async def test_the_cache_never_changes_a_greedy_token(name: str, host: int, cost: CopyCost, graphs: bool) -> None:
+    engine = start(name, cost, graphs=graphs, host_cache_bytes=host)
     plain = start(name, prefix_cache=False, cache_bytes=64 * 1024**2)
     try:
         turns = await grow(engine, random.Random(7))
