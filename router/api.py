@@ -69,6 +69,14 @@ class MemberView:
 
 
 @dataclass(frozen=True, slots=True)
+class HeartbeatAnswer:
+    """`known` false: register again. `resync` true: send a snapshot of the cache."""
+
+    known: bool
+    resync: bool
+
+
+@dataclass(frozen=True, slots=True)
 class FleetStatus:
     """For health checks, the model list and the live page."""
 

@@ -13,7 +13,8 @@ from prfaas.errors import QueueFull
 from prfaas.log import logger
 from prfaas.metrics import MetricSet
 from router.fleet import Fleet
-from router.policy.admission import AdmissionQueue, Budget, Budgets, Ticket, has_room
+from router.policy.admission import AdmissionQueue, Budget, Budgets, Ticket
+from router.policy.room import has_room, has_slack
 
 _log = logger(__name__)
 
@@ -28,14 +29,14 @@ class Door:
     def __init__(self, *, fleet: Fleet, settings: AdmissionSettings, slo_s: float, metrics: MetricSet, clock: Clock) -> None:
         self._fleet = fleet
         self._settings = settings
-        self._max_backlog_s = settings.max_backlog_slos * slo_s
+        self._slo_s = slo_s
         self._metrics = metrics
         self._clock = clock
         self._queue = AdmissionQueue(settings.max_queued)
         tenants = {name: _budget(tenant) for name, tenant in settings.tenants.items()}
         self._budgets = Budgets(tenants, _budget(settings.default_tenant))
         self._waiting: dict[int, asyncio.Future[None]] = {}
-        self._inside = 0
+        self._inside: set[int] = set()
         self._starting: int | None = None  # the place that is let in and not yet in the fleet's books
 
     @asynccontextmanager
@@ -53,18 +54,27 @@ class Door:
         except QueueFull:
             self._budgets.refund_tokens(ticket.tenant, ticket.tokens)
             raise
-        turn = self._waiting[number] = asyncio.get_running_loop().create_future()
-        entered = False
         try:
-            self._pump()
-            await turn
-            entered = True
+            await self._turn(number)
             yield number
         finally:
-            let_in = entered or (turn.done() and not turn.cancelled() and turn.exception() is None)
-            if not let_in:
+            if number not in self._inside:
                 self._budgets.refund_tokens(ticket.tenant, ticket.tokens)
-            self._leave(number, let_in=let_in)
+            self._leave(number)
+
+    async def step_back(self, place: int) -> bool:
+        """The request in this place is late whatever is done: wait until there is capacity that nobody in time needs. False at
+        once where it has stepped back before, or is in the books already.
+
+        Raises:
+            QueueFull: its deadline passed while it waited.
+        """
+        if self._starting != place or not self._queue.step_back(place):
+            return False
+        self._inside.discard(place)
+        self._starting = None
+        await self._turn(place)
+        return True
 
     def booked(self, place: int) -> None:
         """The request in this place is in the fleet's books. Idempotent."""
@@ -89,11 +99,15 @@ class Door:
             except Exception:  # noqa: BLE001 -- the loop must outlive one bad round
                 _log.exception("admission failed; trying again")
 
-    def _leave(self, number: int, *, let_in: bool) -> None:
+    async def _turn(self, number: int) -> None:
+        turn = self._waiting[number] = asyncio.get_running_loop().create_future()
+        self._pump()
+        await turn
+
+    def _leave(self, number: int) -> None:
         self._queue.withdraw(number)
         self._waiting.pop(number, None)
-        if let_in:
-            self._inside -= 1
+        self._inside.discard(number)
         if self._starting == number:
             self._starting = None
         self._pump()
@@ -103,20 +117,24 @@ class Door:
         for number, error in self._queue.shed(now_s):
             self._waiting.pop(number).set_exception(error)
         while self._starting is None and len(self._queue) and self._has_room(now_s):
-            self._let_in(self._queue.take(now_s))
+            taken = self._queue.take(now_s, slack=has_slack(self._fleet.view(), self._slo_s, now_s))
+            if taken is None:
+                break
+            self._let_in(taken)
         for klass, name in CLASS_NAMES.items():
             self._metrics.set(m.QUEUED, self._queue.depth(klass), priority=name)
 
-    def _let_in(self, number: int | None) -> None:
-        turn = self._waiting.pop(number) if number is not None else None
-        if turn is not None and not turn.done():  # one that is done was cancelled, and leaves by itself
+    def _let_in(self, number: int) -> None:
+        turn = self._waiting.pop(number)
+        if not turn.done():  # one that is done was cancelled, and leaves by itself
             turn.set_result(None)
-            self._inside += 1
+            self._inside.add(number)
             self._starting = number
 
     def _has_room(self, now_s: float) -> bool:
-        per_slot = self._settings.requests_per_slot
-        return has_room(self._fleet.view(), self._inside, per_slot, self._max_backlog_s, now_s)
+        settings = self._settings
+        backlog_s = settings.max_backlog_slos * self._slo_s
+        return has_room(self._fleet.view(), len(self._inside), settings.requests_per_slot, backlog_s, now_s)
 
 
 def _budget(tenant: TenantSettings) -> Budget:

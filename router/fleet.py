@@ -27,7 +27,7 @@ from prfaas.types import (
     WorkerInfo,
     WorkerLoad,
 )
-from router.api import FleetStatus, MemberView
+from router.api import FleetStatus, HeartbeatAnswer, MemberView
 from router.facts import facts
 from router.ledger import Dispatch, DispatchId, Ledger
 from router.links import LinkBoard
@@ -56,14 +56,6 @@ class _Member:
     seen_s: float
     suspect: bool = False
     converting: Role | None = None  # the role it is about to take: it gets nothing new, and registers again in that role
-
-
-@dataclass(frozen=True, slots=True)
-class HeartbeatAnswer:
-    """`known` false: register again. `resync` true: send a snapshot of the cache."""
-
-    known: bool
-    resync: bool
 
 
 class Fleet:
@@ -188,6 +180,7 @@ class Fleet:
                 tuning=self._tuning,
                 member_timeout_s=self._member_timeout_s,
                 models=self.speeds.models,
+                promised_bytes=self._ledger.promised_bytes(),
             )
         return self._view
 
@@ -224,6 +217,8 @@ class Fleet:
             blocks=-(-(view.num_tokens - held) // block_tokens),
             prefill_ms=round(verdict.compute_s * 1000),
             held_tokens=held,
+            link=self._link(prefiller, decision.decode_worker),
+            link_bytes=verdict.kv_bytes,
         )
         dispatch_id = self._ledger.open(dispatch)
         self._arrivals.append(Arrival(self._clock.now_s(), decision.uncached_tokens, verdict.kv_bytes))
@@ -249,12 +244,15 @@ class Fleet:
 
     def transfer_ended(self, prefill_worker: WorkerId, decode_worker: WorkerId, *, landed: bool, sent_bytes: int = 0) -> None:
         """A prefill over a link between sites landed or failed. Unknown workers and pairs within a site say nothing."""
-        source, target = self._members.get(prefill_worker), self._members.get(decode_worker)
-        if source is None or target is None or source.info.site == target.info.site:
-            return
-        link = Link(source.info.site, target.info.site)
-        seen = self._outcomes.get(link, Outcomes())
-        self._outcomes[link] = Outcomes(seen.landed + landed, seen.failed + (not landed), seen.sent_bytes + sent_bytes)
+        link = self._link(prefill_worker, decode_worker)
+        if link is not None:
+            seen = self._outcomes.get(link, Outcomes())
+            self._outcomes[link] = Outcomes(seen.landed + landed, seen.failed + (not landed), seen.sent_bytes + sent_bytes)
+
+    def _link(self, prefill_worker: WorkerId, decode_worker: WorkerId) -> Link | None:
+        """The way between two workers, or None within a site and where one is unknown."""
+        sites = [self._members[w].info.site for w in (prefill_worker, decode_worker) if w in self._members]
+        return Link(*sites) if len(set(sites)) == 2 else None
 
     def finished(self, uncached_tokens: int, output_tokens: int) -> None:
         """Remember what a finished request asked for, for the long loop."""
@@ -303,9 +301,8 @@ class Fleet:
 
     def _touch(self, dispatch: Dispatch) -> None:
         for worker_id in (dispatch.decode_worker, dispatch.prefill_worker):
-            member = self._members.get(worker_id)
-            if member is not None:
-                self._changed(member)
+            if worker_id in self._members:
+                self._changed(self._members[worker_id])
 
     def _changed(self, member: _Member) -> None:
         self._stale[member.info.worker_id] = member

@@ -11,6 +11,7 @@ from typing import NewType
 
 from prfaas.clock import Clock
 from prfaas.types import WorkerId
+from router.policy.view import Link
 
 DispatchId = NewType("DispatchId", int)
 
@@ -25,6 +26,8 @@ class Dispatch:
     blocks: int
     prefill_ms: int = 0  # whole milliseconds, so that sums return to zero
     held_tokens: int = 0  # of the prompt, on the decode worker
+    link: Link | None = None  # that its cache crosses
+    link_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class Ledger:
         self._open: dict[DispatchId, tuple[Dispatch, bool]] = {}
         self._sums: dict[WorkerId, Outstanding] = {}
         self._queues: dict[WorkerId, _Queue] = {}
+        self._promised: dict[Link, int] = {}
 
     def open(self, dispatch: Dispatch) -> DispatchId:
         """Count a dispatch; the returned id is not the request's, which clients choose and may repeat."""
@@ -69,6 +73,7 @@ class Ledger:
         self._add(dispatch.prefill_worker, Outstanding(0, dispatch.prefill_tokens, 0, dispatch.prefill_ms), 1)
         queue = self._queues.setdefault(dispatch.prefill_worker, _Queue(self._clock.now_s()))
         queue.waiting_ms[dispatch_id] = dispatch.prefill_ms
+        self._promise(dispatch, 1)
         return dispatch_id
 
     def prefilled(self, dispatch_id: DispatchId) -> Dispatch:
@@ -99,11 +104,22 @@ class Ledger:
         first_s = next(iter(queue.waiting_ms.values())) / 1000
         return self.of(worker_id).prefill_ms / 1000 - min(first_s, self._clock.now_s() - queue.since_s)
 
+    def promised_bytes(self) -> dict[Link, int]:
+        """Bytes of caches that were ordered over each link and have not landed whole, computed already or not."""
+        return dict(self._promised)
+
     @property
     def num_open(self) -> int:
         return len(self._open)
 
+    def _promise(self, dispatch: Dispatch, sign: int) -> None:
+        if dispatch.link is not None:
+            total = self._promised.pop(dispatch.link, 0) + sign * dispatch.link_bytes
+            if total:
+                self._promised[dispatch.link] = total
+
     def _settle(self, dispatch_id: DispatchId, dispatch: Dispatch) -> None:
+        self._promise(dispatch, -1)
         queue = self._queues[dispatch.prefill_worker]
         if next(iter(queue.waiting_ms)) == dispatch_id:
             queue.since_s = self._clock.now_s()

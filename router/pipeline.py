@@ -56,6 +56,7 @@ class _Trip:
     request: GenerationRequest
     names: PromptNames
     deadline_at_s: float | None
+    came_s: float
     held: RequestView | None = None  # what workers hold of the prompt, as of the fleet's cache revision
     revision: int = -1
     failed: dict[WorkerId, str] = field(default_factory=dict)  # decode workers that failed it, with the error code
@@ -119,8 +120,9 @@ class RoutedPipeline:
 
     async def _run(self, request: GenerationRequest) -> AsyncGenerator[PipelineEvent, None]:
         self._check(request)
-        deadline_at_s = None if request.deadline_s is None else self._clock.now_s() + request.deadline_s
-        trip = _Trip(request, await self._names(request), deadline_at_s)
+        now_s = self._clock.now_s()
+        deadline_at_s = None if request.deadline_s is None else now_s + request.deadline_s
+        trip = _Trip(request, await self._names(request), deadline_at_s, now_s)
         self._with_time_left(trip)
         async with self._door.admitted(self._ticket(trip)) as trip.place, aclosing(self._attempts(trip)) as events:
             async for event in events:
@@ -186,8 +188,8 @@ class RoutedPipeline:
     async def _attempt(self, trip: _Trip) -> AsyncGenerator[PipelineEvent, None]:
         """Decide and run on one decode worker. A Prefilled is held back until the first token is there, so that an
         attempt that fails before it leaves no trace in the stream."""
+        start = await self._decide(trip)
         request = self._with_time_left(trip)
-        start = self._decide(trip, request)
         decision, worker_id = start.verdict.decision, start.verdict.decision.decode_worker
         held: Prefilled | None = None
         num_tokens = 0
@@ -218,12 +220,13 @@ class RoutedPipeline:
             if num_tokens:
                 self._fleet.finished(decision.uncached_tokens, num_tokens)
 
-    def _decide(self, trip: _Trip, request: GenerationRequest) -> _Start:
-        started_s = self._clock.now_s()
-        view = self._look_up(trip)
-        may_leave = self._door.may_leave(request.tenant)
-        view = replace(view, exclude=frozenset(trip.failed), may_leave=may_leave, time_left_s=request.deadline_s)
+    async def _decide(self, trip: _Trip) -> _Start:
+        """Decide and book. A request that is late whatever is done lets others go first, once, and is decided on again."""
+        started_s, view = self._clock.now_s(), self._seen(trip, patient=False)
         verdict = self._policy.decide(view, self._fleet.view(), started_s)
+        if verdict.late and await self._door.step_back(trip.place):
+            started_s, view = self._clock.now_s(), self._seen(trip, patient=True)
+            verdict = self._policy.decide(view, self._fleet.view(), started_s)
         dispatch_id = self._fleet.dispatched(verdict, view)
         self._door.booked(trip.place)
         decide_s = self._clock.now_s() - started_s
@@ -232,6 +235,17 @@ class RoutedPipeline:
         self._metrics.observe(m.UNCACHED_TOKENS, decision.uncached_tokens)
         self._metrics.observe(m.ROUTER_OVERHEAD, decide_s, step="decide")
         return _Start(verdict, started_s, decide_s, dispatch_id)
+
+    def _seen(self, trip: _Trip, *, patient: bool) -> RequestView:
+        """The request as the policy sees it now. Raises DeadlineExceeded."""
+        return replace(
+            self._look_up(trip),
+            exclude=frozenset(trip.failed),
+            may_leave=self._door.may_leave(trip.request.tenant),
+            time_left_s=self._with_time_left(trip).deadline_s,
+            waited_s=self._clock.now_s() - trip.came_s,
+            patient=patient,
+        )
 
     def _prefilled(self, trip: _Trip, start: _Start, event: Prefilled) -> Prefilled:
         """Account for a landed prompt; decode workers that failed before this one join its failed rungs."""

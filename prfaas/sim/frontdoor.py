@@ -8,21 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from prfaas.errors import WorkerUnreachable
+from prfaas.errors import PrfaasError, WorkerUnreachable
 from prfaas.metrics import Emitter, MetricSet
 from prfaas.sim.kernel import Kernel
 from prfaas.sim.model import SimModel
 from prfaas.sim.records import Journal, LinkChange
 from prfaas.sim.scenario import Scenario
-from prfaas.types import GenerationRequest, PrefillReport, Route, WorkerId
+from prfaas.types import Decision, GenerationRequest, PrefillReport, Route, WorkerId
 from router.fleet import Fleet
 from router.ledger import DispatchId
 from router.pipeline import LINK_FAULTS
-from router.policy.admission import AdmissionQueue, Ticket, has_room
-from router.policy.decide import Policy, Verdict
+from router.policy.admission import AdmissionQueue, Ticket
+from router.policy.decide import Policy
 from router.policy.link_health import LinkState
 from router.policy.predictive import PredictivePolicy
 from router.policy.prefix_index import PromptNames, name_prompt
+from router.policy.room import has_room, has_slack
 from router.policy.short_loop import ShortLoop
 from router.policy.threshold import ThresholdPolicy
 from router.policy.view import Link, RequestView, Tuning
@@ -39,6 +40,19 @@ class Prompt:
     request: GenerationRequest
     names: PromptNames
     num_tokens: int
+
+
+Entry = tuple[Decision, DispatchId] | PrfaasError  # what was decided and where it is booked, or why nothing could be
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """A prompt at the door since `at_s`; `patient` once it has stepped back."""
+
+    prompt: Prompt
+    at_s: float
+    enter: Callable[[Entry], None]
+    patient: bool = False
 
 
 class FrontDoor:
@@ -58,7 +72,7 @@ class FrontDoor:
         self._loop = ShortLoop(settings.threshold_tokens, settings.ttft_slo_s) if settings.adaptive else None
         self._states: dict[Link, LinkState] = {}
         self._queue = AdmissionQueue(scenario.admission.max_queued)
-        self._waiting: dict[int, Callable[[], None]] = {}
+        self._waiting: dict[int, Entrant] = {}
         self._inside = 0
         self.threshold_tokens = settings.threshold_tokens
 
@@ -67,11 +81,12 @@ class FrontDoor:
         grains = self._model.engine_spec.cache.block_tokens
         return Prompt(request, {self._model.block_tokens: name_prompt(request, (grains,))[grains]}, num_tokens)
 
-    def arrive(self, prompt: Prompt, enter: Callable[[], None]) -> None:
+    def arrive(self, prompt: Prompt, enter: Callable[[Entry], None]) -> None:
         """Wait for room, then `enter`. Raises QueueFull."""
         held = max(self._view(prompt).cached_tokens.values(), default=0)
         ticket = Ticket(prompt.request.tenant, prompt.request.priority, prompt.num_tokens - held)
-        self._waiting[self._queue.offer(ticket, self._kernel.now_s())] = enter
+        number = self._queue.offer(ticket, self._kernel.now_s())
+        self._waiting[number] = Entrant(prompt, self._kernel.now_s(), enter)
         self.pump()
 
     @property
@@ -85,21 +100,33 @@ class FrontDoor:
             backlog_s = self._admission.max_backlog_slos * self._slo_s
             if not has_room(self.fleet.view(), self._inside, per_slot, backlog_s, now_s):
                 return
-            number = self._queue.take(now_s)
-            assert number is not None, "somebody waits"
-            self._inside += 1
-            self._waiting.pop(number)()
+            number = self._queue.take(now_s, slack=has_slack(self.fleet.view(), self._slo_s, now_s))
+            if number is None:
+                return
+            entrant = self._waiting[number]
+            entry = self._decide(number, entrant)
+            if entry is not None:
+                self._inside += 1
+                del self._waiting[number]
+                entrant.enter(entry)
 
     def left(self) -> None:
         """A request that had entered is over."""
         self._inside -= 1
         self.pump()
 
-    def decide(self, prompt: Prompt) -> tuple[Verdict, DispatchId]:
-        """Decide and book. Raises NoWorkerAvailable."""
-        view = self._view(prompt)
-        verdict = self._policy.decide(view, self.fleet.view(), self._kernel.now_s())
-        return verdict, self.fleet.dispatched(verdict, view)
+    def _decide(self, number: int, entrant: Entrant) -> Entry | None:
+        """Decide and book; None for one that is late and steps back."""
+        now_s = self._kernel.now_s()
+        view = replace(self._view(entrant.prompt), waited_s=now_s - entrant.at_s, patient=entrant.patient)
+        try:
+            verdict = self._policy.decide(view, self.fleet.view(), now_s)
+            if verdict.late and self._queue.step_back(number):
+                self._waiting[number] = replace(entrant, patient=True)
+                return None
+        except PrfaasError as error:
+            return error
+        return verdict.decision, self.fleet.dispatched(verdict, view)
 
     def prefilled(self, dispatch_id: DispatchId, report: PrefillReport, num_tokens: int, decode_worker: WorkerId) -> None:
         """Account for a landed prompt and for the rungs that failed before it."""

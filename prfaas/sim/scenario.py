@@ -122,7 +122,7 @@ class Scenario:
         return PolicySettings(
             name="predictive" if self.policy is SimPolicy.PREDICTIVE else "threshold",
             threshold_tokens=self.fleet.threshold_tokens,
-            adaptive=self.adaptive,
+            adaptive=self.adaptive and self.policy in (SimPolicy.THRESHOLD, SimPolicy.PREDICTIVE),
             force_route="remote" if self.policy is SimPolicy.ALL_REMOTE else None,
             ttft_slo_s=self.ttft_slo_s,
             itl_slo_s=self.itl_slo_s,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from prfaas.engine.job import JobId
 from prfaas.errors import CapacityError, PrfaasError, TransferStalled, WorkerUnreachable
-from prfaas.sim.frontdoor import FrontDoor, Prompt
+from prfaas.sim.frontdoor import Entry, FrontDoor, Prompt
 from prfaas.sim.kernel import Kernel
 from prfaas.sim.links import Flow, SimLink
 from prfaas.sim.listener import Answer
@@ -55,15 +55,14 @@ class Trip:
 
     # The decode worker's side
 
-    def _enter(self) -> None:
+    def _enter(self, entry: Entry) -> None:
         record, now_s = self.record, self.world.kernel.now_s()
         record.door_s = now_s - record.at_s
-        try:
-            verdict, self._dispatch = self.world.door.decide(self.prompt)
-        except PrfaasError as error:
-            self._over(error)
+        if isinstance(entry, PrfaasError):
+            self._over(entry)
             return
-        decision = self._decision = verdict.decision
+        decision, self._dispatch = entry
+        self._decision = decision
         record.decode_worker = decision.decode_worker
         record.forecast_s = dict(decision.predicted_ttft_s).get(decision.route, 0.0)
         self._asked_s = now_s

@@ -11,16 +11,15 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 from prfaas.errors import QueueFull, RateLimited
-from prfaas.types import SiteId
-from router.policy.view import FleetView, Link, WorkerView
 
 RATE_WINDOW_S = 10.0  # over which the speed of the queue is measured
 SWEEP_TENANTS = 10_000  # balances to hold before looking for whole ones
 _SMALL_HEAP = 64
+LATE_SHARE = 0.02  # of the tokens let in, for those that are late while others are not
 MIN_RETRY_S, MAX_RETRY_S = 0.5, 60.0
 
 
@@ -155,15 +154,23 @@ class _Lane:
     heap: list[tuple[float, int]]
     finish: dict[str, float]
     virtual: float = 0.0
+    late: dict[int, None] = field(default_factory=dict)  # ids of tickets that stepped back, in that order
+    owed_tokens: float = 0.0  # that those may use although others wait
 
 
 class AdmissionQueue:
-    """Tickets wait here until `take` lets them go. Each offered ticket leaves once: taken, withdrawn or shed."""
+    """Tickets wait here until `take` lets them go. Each offered ticket leaves once: taken, withdrawn or shed.
+
+    One that was taken may step back once: it will be late whatever is done, and then waits for capacity that nobody needs who
+    can be in time, or for its turn in a small share of all. Under overload those who ask for least find a place longest, so
+    the fewest objectives are missed; whoever is late is answered later, or refused at its deadline.
+    """
 
     def __init__(self, max_queued: int) -> None:
         self._max_queued = max_queued  # per class
         self._lanes = {klass: _Lane([], {}) for klass in (-1, 0, 1)}
         self._waiting: dict[int, Ticket] = {}
+        self._taken: tuple[int, Ticket] | None = None  # the last, if it may step back
         self._depth: Counter[int] = Counter()
         self._tokens: Counter[int] = Counter()  # waiting tokens by class
         self._ids = count()
@@ -190,7 +197,7 @@ class AdmissionQueue:
             QueueFull: its class is full, or it would wait past its deadline; detail retry_after_s.
         """
         klass, wait_s = ticket.klass, self.wait_s(ticket.klass, now_s)
-        if self._depth[klass] >= self._max_queued:
+        if self._depth[klass] - len(self._lanes[klass].late) >= self._max_queued:
             raise self._full("the queue is full", ticket, wait_s)
         if wait_s > 0 and ticket.deadline_s is not None and now_s + wait_s > ticket.deadline_s:
             raise self._full(f"it would wait about {wait_s:.1f} s, longer than its deadline allows", ticket, wait_s)
@@ -203,9 +210,14 @@ class AdmissionQueue:
         self._tokens[klass] += ticket.tokens
         return number
 
-    def take(self, now_s: float) -> int | None:
-        """The next ticket to start, or None when none waits. Withdrawn tickets are skipped."""
+    def take(self, now_s: float, *, slack: bool = True) -> int | None:
+        """The next ticket to start, or None when none may. Withdrawn tickets are skipped. Tickets that stepped back go when
+        nobody else of their class waits and there is `slack`, or when their share of the tokens has come together."""
         for lane in self._lanes.values():
+            late = self._waiting[next(iter(lane.late))] if lane.late else None
+            if late is not None and lane.owed_tokens >= late.tokens:
+                lane.owed_tokens -= late.tokens
+                return self._take_late(lane, late, now_s)
             while lane.heap:
                 start, number = heapq.heappop(lane.heap)
                 ticket = self._waiting.get(number)
@@ -214,11 +226,43 @@ class AdmissionQueue:
                 lane.virtual = max(lane.virtual, start)
                 self._remove(number, ticket)
                 self._count(ticket.tokens, now_s)
+                lane.owed_tokens += LATE_SHARE * ticket.tokens if lane.late else 0.0
                 if not self._depth[ticket.klass]:  # an idle class forgets who had used how much
                     lane.finish.clear()
                     lane.heap.clear()
+                self._taken = (number, ticket)
                 return number
+            if late is not None and slack:
+                return self._take_late(lane, late, now_s)
         return None
+
+    def _take_late(self, lane: _Lane, ticket: Ticket, now_s: float) -> int:
+        number = next(iter(lane.late))
+        self._remove(number, ticket)
+        self._count(ticket.tokens, now_s)
+        self._taken = None
+        if not lane.late:
+            lane.owed_tokens = 0.0
+        return number
+
+    def step_back(self, number: int) -> bool:
+        """The ticket taken last is late and waits for what others leave. False, and nothing changes, where it is another or
+        did so before.
+
+        Raises:
+            QueueFull: as many of its class wait like this as may wait; detail retry_after_s.
+        """
+        if self._taken is None or self._taken[0] != number:
+            return False
+        ticket, self._taken = self._taken[1], None
+        lane = self._lanes[ticket.klass]
+        self._rate -= ticket.tokens / RATE_WINDOW_S
+        if len(lane.late) >= self._max_queued:
+            raise self._full("it is late already, and too many others are", ticket, MAX_RETRY_S)
+        lane.late[number] = None
+        self._waiting[number] = ticket
+        self._depth[ticket.klass] += 1
+        return True
 
     def withdraw(self, number: int) -> None:
         """The request went away. Idempotent, also after `take`."""
@@ -241,7 +285,11 @@ class AdmissionQueue:
     def _remove(self, number: int, ticket: Ticket) -> None:
         del self._waiting[number]
         self._depth[ticket.klass] -= 1
-        self._tokens[ticket.klass] -= ticket.tokens
+        late = self._lanes[ticket.klass].late
+        if number in late:
+            del late[number]
+        else:
+            self._tokens[ticket.klass] -= ticket.tokens
 
     def _compact(self, lane: _Lane) -> None:
         """Drop entries of tickets that left otherwise, once they are the greater part."""
@@ -267,42 +315,3 @@ class AdmissionQueue:
     def _count(self, tokens: int, now_s: float) -> None:
         self._rate = self._speed(now_s) + tokens / RATE_WINDOW_S
         self._rate_s = now_s
-
-
-def has_room(view: FleetView, dispatched: int, per_slot: float, max_backlog_s: float, now_s: float) -> bool:
-    """Whether the fleet should be given another request now, or is better left to work off what it has.
-
-    There is room while fewer than `per_slot` requests per decode slot are under way, and the least backed-up worker that may
-    prefill is less than `max_backlog_s` behind; over a folded link nobody may. A fleet without decode workers has room:
-    deciding says what is wrong.
-    """
-    oldest_s = now_s - view.member_timeout_s
-    seats, some = 0, False
-    for worker in view.decode:
-        if _alive(worker, oldest_s):
-            some, seats = True, seats + worker.max_running
-            if dispatched < per_slot * seats:
-                break
-    else:
-        return not some
-    near = [_shortest(site, view, oldest_s) for site in view.prefill if _near(site, view, oldest_s)]
-    queues = [worker.queued_s for worker in near if worker is not None]
-    queues = queues or [worker.queued_s for worker in view.decode if _alive(worker, oldest_s)]
-    return min(queues) < max_backlog_s
-
-
-def _near(site: SiteId, view: FleetView, oldest_s: float) -> bool:
-    """Whether some decode worker can be reached from a site."""
-    folded = view.tuning.folded
-    return not folded or any(
-        worker.site == site or Link(site, worker.site) not in folded for worker in view.decode if _alive(worker, oldest_s)
-    )
-
-
-def _shortest(site: SiteId, view: FleetView, oldest_s: float) -> WorkerView | None:
-    """The site's worker with the shortest queue of those that may prefill."""
-    return next((worker for worker in view.prefill[site] if _alive(worker, oldest_s)), None)
-
-
-def _alive(worker: WorkerView, oldest_s: float) -> bool:
-    return worker.seen_s >= oldest_s and not (worker.draining or worker.suspect)

@@ -11,6 +11,9 @@ from prfaas.types import Decision, PrefillCandidate, Route
 from router.policy.options import Options, Prefiller
 from router.policy.view import FleetView, RequestView
 
+# A queue this short, in objectives, leaves capacity to requests that are late anyway.
+SLACK_SLOS = 0.05
+
 
 class Rule(StrEnum):
     """Why a route was taken, as a metric label. The numbers behind it are in `Decision.reasons`."""
@@ -22,8 +25,10 @@ class Rule(StrEnum):
     CACHE_COPY = "cache_copy"  # another site holds the prefix and its link has room
     NO_LOCAL = "no_local_prefill"
     NO_REMOTE = "no_remote_prefill"
+    ON_TIME = "on_time"  # the rule's route would be late, this one is not
     CHEAPEST = "cheapest"  # lowest predicted cost that keeps the objective
     FASTEST = "fastest"  # nothing keeps the objective; the lowest predicted TTFT
+    LEFTOVER = "leftover"  # late anyway, and first done where nobody waits
     FORCED = "forced"
     FORCED_UNAVAILABLE = "forced_unavailable"
 
@@ -31,12 +36,14 @@ class Rule(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A decision, the rule that made it, the compute seconds it puts on the first prefilling worker, and the bytes that a
-    prefill elsewhere has to ship."""
+    prefill elsewhere has to ship. `late`: by forecast the objective will be missed whatever is done, so that the request should
+    not take from others what they need to keep theirs."""
 
     decision: Decision
     rule: Rule
     compute_s: float = 0.0
     kv_bytes: int = 0
+    late: bool = False
 
 
 class Policy(Protocol):
@@ -74,7 +81,19 @@ def force(route: Route, options: Options) -> Pick:
     return Pick(Route.INLINE, Rule.FORCED_UNAVAILABLE, f"route {route} is forced, but no prefill worker is available", inline)
 
 
-def conclude(pick: Pick, options: Options, threshold: int, max_candidates: int) -> Verdict:
+def leftover(options: Options, slo_s: float) -> Pick | None:
+    """For a request that is late anyway: the worker without a queue that is done first, or None where all have one."""
+    idle = [(p.cost_s, Route.LOCAL, p) for p in options.local if p.worker.queued_s <= SLACK_SLOS * slo_s]
+    idle += [(p.cost_s, Route.REMOTE, p) for p in options.remote if p.worker.queued_s <= SLACK_SLOS * slo_s]
+    if not idle:
+        return None
+    cost_s, route, best = min(idle, key=lambda each: each[:2])
+    same = options.local if route is Route.LOCAL else options.remote
+    first = (best, *(p for p in same if p is not best))
+    return Pick(route, Rule.LEFTOVER, f"late, and {route} in {cost_s:.3f} s", best.missing_tokens, first)
+
+
+def conclude(pick: Pick, options: Options, threshold: int, max_candidates: int, *, late: bool = False) -> Verdict:
     """Turn a pick into a decision with its failure ladder."""
     candidates: tuple[PrefillCandidate, ...] = ()
     compute_s = options.inline_compute_s
@@ -93,7 +112,7 @@ def conclude(pick: Pick, options: Options, threshold: int, max_candidates: int) 
         threshold_tokens=threshold,
         predicted_ttft_s=options.forecasts,
     )
-    return Verdict(decision, pick.rule, compute_s, options.kv_bytes)
+    return Verdict(decision, pick.rule, compute_s, options.kv_bytes, late)
 
 
 def ladder(first: Sequence[Prefiller], route: Route, other: Sequence[Prefiller], limit: int) -> tuple[PrefillCandidate, ...]:

@@ -16,8 +16,8 @@ from router.policy.view import FleetView, Link, RequestView, WorkerView
 class Prefiller:
     """A worker that could prefill for the chosen decode worker.
 
-    `cost_s`: seconds until the cache has landed, which is the queue, the part of the wire that compute cannot hide
-    (layers are sent while later ones compute, so the longer of the two counts), and one round trip.
+    `cost_s`: seconds until the cache has landed: the queue and the compute, or what the link has to carry until then where
+    that takes longer (layers are sent while later ones compute), and one round trip.
     """
 
     worker: WorkerView
@@ -134,9 +134,10 @@ def _rank(
     by their queues alone, the `limit` freest of each role. What holds for the whole site is computed once."""
     rtt_s = stream_s = 0.0
     if site != decode.site:
-        link = view.links.get(Link(site, decode.site))
+        way = Link(site, decode.site)
+        link = view.links.get(way)
         rtt_s = link.rtt_s if link is not None else 0.0
-        stream_s = scorers.stream_s(link, num_bytes)
+        stream_s = scorers.stream_s(link, num_bytes, view.promised_bytes.get(way, 0))
     models = {role: view.models.get(Kind(site, role)) for role in _DOORS}
     without = dict.fromkeys(_DOORS, 0)  # ranked workers that have nothing of the prompt cached
     ranked: list[_Ranked] = []
@@ -148,7 +149,7 @@ def _rank(
             continue
         without[worker.role] += not cached
         compute_s = scorers.compute_s(worker, request, models[worker.role])
-        landed_s = worker.queued_s + max(compute_s, stream_s) + rtt_s
+        landed_s = max(worker.queued_s + compute_s, stream_s) + rtt_s
         ranked.append((landed_s, worker.worker_id, request.num_tokens - cached, compute_s, worker))
     return ranked
 

@@ -25,7 +25,7 @@ from prfaas.config import PolicySettings
 from prfaas.types import Role, Route, SiteId
 from router.policy import scorers
 from router.policy.costs import Kind, Prices
-from router.policy.decide import Pick, Rule, Verdict, conclude, force
+from router.policy.decide import Pick, Rule, Verdict, conclude, force, leftover
 from router.policy.options import Options, Prefiller, survey
 from router.policy.view import FleetView, Link, RequestView, WorkerView
 
@@ -46,6 +46,7 @@ class Forecast:
     prefiller: Prefiller | None  # None: inline
     missing_tokens: int
     stalls: bool = False  # running sequences would miss their objective for the time between tokens
+    spare: bool = False  # over a link that is short, with a prompt below the floor
 
     @property
     def burden_s(self) -> float:
@@ -75,14 +76,16 @@ class PredictivePolicy:
             reason = f"{tokens} uncached tokens <= inline limit {self._settings.inline_tokens}"
             pick = Pick(Route.INLINE, Rule.CACHED, reason, tokens)
         else:
-            pick = choose(forecasts, options, slo_s)
-        return conclude(pick, options, view.tuning.threshold_tokens, limit)
+            found = leftover(options, slo_s) if request.patient else None
+            pick = found or choose(forecasts, options, request.spare_s(slo_s))
+        late = pick.rule is Rule.FASTEST and len(options.forecasts) > 0 and self._settings.adaptive
+        return conclude(pick, options, view.tuning.threshold_tokens, limit, late=late)
 
     def _forecasts(self, request: RequestView, view: FleetView, options: Options) -> list[Forecast]:
         made = [self._inline(options)]
         made += [self._at(Route.LOCAL, p, options, view) for p in options.local]
         floor = view.tuning.floor_tokens if options.local else 0  # links that are short carry the longest prompts only
-        made += [self._at(Route.REMOTE, p, options, view) for p in options.remote if p.missing_tokens > floor]
+        made += [self._at(Route.REMOTE, p, options, view, spare=p.missing_tokens <= floor) for p in options.remote]
         return made
 
     def _priced(self, work_s: float, behind_s: float, price: float = 1.0) -> float:
@@ -99,20 +102,22 @@ class PredictivePolicy:
         money = self._prices.of(decode.site, compute_s, 0)
         return Forecast(Route.INLINE, ttft_s, money, work_s, None, options.inline_missing_tokens, stalls)
 
-    def _at(self, route: Route, option: Prefiller, options: Options, view: FleetView) -> Forecast:
+    def _at(self, route: Route, option: Prefiller, options: Options, view: FleetView, *, spare: bool = False) -> Forecast:
         """On a prefill worker. A link is a resource with a backlog like any other; a local network is taken as free."""
         worker, decode = option.worker, options.decode
         price = far_price(view, worker, decode) if route is Route.REMOTE else 1.0
         work_s = self._priced(option.compute_s, worker.queued_s, price)
         sent_bytes = 0
         if route is Route.REMOTE:
-            link = view.links.get(Link(worker.site, decode.site))
+            way = Link(worker.site, decode.site)
+            link = view.links.get(way)
             sent_bytes = options.kv_bytes
-            behind_s = scorers.stream_s(link, 0)
-            wire_s = scorers.stream_s(link, sent_bytes) - behind_s
+            behind_s = scorers.stream_s(link, 0, view.promised_bytes.get(way, 0))
+            wire_s = scorers.stream_s(link, sent_bytes, view.promised_bytes.get(way, 0)) - behind_s
             work_s += wire_s * (behind_s + wire_s / 2) / self._settings.ttft_slo_s
         money = self._prices.of(worker.site, option.compute_s, sent_bytes)
-        return Forecast(route, option.cost_s + decode.decode_step_s, money, work_s, option, option.missing_tokens)
+        ttft_s = option.cost_s + decode.decode_step_s
+        return Forecast(route, ttft_s, money, work_s, option, option.missing_tokens, spare=spare)
 
 
 def far_price(view: FleetView, far: WorkerView, decode: WorkerView) -> float:
@@ -134,6 +139,7 @@ def choose(forecasts: list[Forecast], options: Options, slo_s: float) -> Pick:
     """
     forecasts = [f for f in forecasts if not f.stalls] or forecasts
     keeping = [f for f in forecasts if f.ttft_s <= slo_s]
+    keeping = [f for f in keeping if not f.spare] or keeping
     if keeping:
         best = min(keeping, key=lambda f: (f.money, f.burden_s, f.route))
         rule, why = Rule.CHEAPEST, f"<= {slo_s:g} s"

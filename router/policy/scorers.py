@@ -57,10 +57,11 @@ def backlog_s(link: LinkView) -> float:
     return link.queued_bytes / rate if rate > 0 else 0.0
 
 
-def stream_s(link: LinkView | None, num_bytes: int) -> float:
-    """Seconds to move `num_bytes` behind what is queued on `link`, round trip left out; 0 where nothing is known."""
+def stream_s(link: LinkView | None, num_bytes: int, promised_bytes: int = 0) -> float:
+    """Seconds to move `num_bytes` behind what is queued on `link` or promised to it, round trip left out; 0 where nothing is
+    known. Much of what is promised may have landed, or come later: it counts in full, so that a link is not overbooked."""
     rate = link_rate(link) if link is not None else 0.0
-    return (link.queued_bytes + num_bytes) / rate if link is not None and rate > 0 else 0.0
+    return (max(link.queued_bytes, promised_bytes) + num_bytes) / rate if link is not None and rate > 0 else 0.0
 
 
 def compute_s(worker: WorkerView, request: RequestView, model: PrefillModel | None) -> float:

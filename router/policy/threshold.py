@@ -5,10 +5,12 @@ cache is judged alone: l = l_total - l_pd. On a link with room the longest prefi
 max(l_prfaas, l_pd); if that is short and lies in the other site, its cache is copied across, which here means that
 the other site "prefills" it: it ships the cached prefix and computes the rest.
 
-The threshold in force leans on the queues of the moment: where the next prompt would wait longer at the other site than
-here, it is higher for this one prompt, and lower where it would wait longer here. At the paper's optimum both sides are
-equally loaded, so the lean is one there; it forgets nothing and remembers nothing, hence cannot wander; and it makes one
-pool of two where chance has filled one of them. It never goes below what the links can carry.
+The threshold in force leans on the queues of the moment: where a prompt of the planned length would land later from the
+other site than from here, it is higher for this one prompt, and lower where it would land later from here. So an idle fleet
+uses its faster chips for more, a loaded one is led to where both sides wait about as long, as they do at the paper's optimum,
+and two pools become one where chance has filled one of them. The lean remembers nothing, hence cannot wander. It never goes
+below what the links can carry. And the rule yields to the objective: a prompt that its own route would make late, and the
+other would not, takes the other; one that both would make late is said to be late.
 
 Beyond the paper: very short suffixes are appended on the decode worker itself, as is a suffix whose prefix only that
 worker holds; and each branch names what happens where one kind of worker does not exist.
@@ -20,9 +22,10 @@ import math
 
 from prfaas.config import PolicySettings
 from prfaas.types import Route
-from router.policy.decide import Pick, Rule, Verdict, conclude, force
+from router.policy.costs import Kind
+from router.policy.decide import Pick, Rule, Verdict, conclude, force, leftover
 from router.policy.options import Options, survey
-from router.policy.view import FleetView, RequestView, Tuning
+from router.policy.view import FleetView, RequestView
 
 LEAN_SLOS = 0.5  # a difference of the waits of this many objectives moves the threshold by a factor of e
 MAX_LEAN = 8.0
@@ -36,26 +39,49 @@ class ThresholdPolicy:
 
     def decide(self, request: RequestView, view: FleetView, now_s: float) -> Verdict:
         """Raises NoWorkerAvailable when no decode worker can take the request."""
-        options = survey(request, view, now_s, self._settings.max_candidates)
-        threshold = view.tuning.threshold_tokens
-        if self._settings.adaptive:
-            threshold = lean(options, view.tuning, self._settings.ttft_slo_s)
-        forced = self._settings.force_route
-        if forced is not None:
-            pick = force(Route(forced), options)
-        else:
-            pick = judge(options, request, threshold, self._settings.inline_tokens)
-        return conclude(pick, options, threshold, self._settings.max_candidates)
+        settings = self._settings
+        options = survey(request, view, now_s, settings.max_candidates)
+        threshold = lean(options, view, settings.ttft_slo_s) if settings.adaptive else view.tuning.threshold_tokens
+        if settings.force_route is not None:
+            return conclude(force(Route(settings.force_route), options), options, threshold, settings.max_candidates)
+        pick, late = judge(options, request, threshold, settings.inline_tokens), False
+        if settings.adaptive:
+            spare_s = request.spare_s(settings.ttft_slo_s)
+            found = leftover(options, settings.ttft_slo_s) if request.patient else None
+            pick = found or in_time(pick, options, spare_s)
+            late = is_late(pick, options, spare_s)
+        return conclude(pick, options, threshold, settings.max_candidates, late=late)
 
 
-def lean(options: Options, tuning: Tuning, slo_s: float) -> int:
-    """The threshold for one prompt: moved towards the side with the shorter wait, within [t / MAX_LEAN, t * MAX_LEAN]."""
+def lean(options: Options, view: FleetView, slo_s: float) -> int:
+    """The threshold for one prompt: moved towards the side where a prompt of the planned length would land sooner, within
+    [t / MAX_LEAN, t * MAX_LEAN]."""
+    tuning = view.tuning
     if not options.local or not options.remote:
         return tuning.threshold_tokens
-    longer_s = options.remote[0].wait_s - options.local[0].wait_s
+    near, far = options.local[0], options.remote[0]
+    models = [view.models.get(Kind(p.worker.site, p.worker.role)) for p in (near, far)]
+    near_s, far_s = (m.seconds(tuning.threshold_tokens) if m is not None and None not in models else 0.0 for m in models)
+    longer_s = far.wait_s + far_s - near.wait_s - near_s
     bound = math.log(MAX_LEAN)
     factor = math.exp(max(-bound, min(bound, longer_s / (LEAN_SLOS * slo_s))))
     return max(tuning.floor_tokens, round(tuning.threshold_tokens * factor))
+
+
+def is_late(pick: Pick, options: Options, spare_s: float) -> bool:
+    """Whether the pick is forecast to take longer than it may. What nobody has measured is not called late."""
+    return dict(options.forecasts).get(pick.route, 0.0) > spare_s
+
+
+def in_time(pick: Pick, options: Options, spare_s: float) -> Pick:
+    """The pick, or, where it would miss the objective and the other site's or this site's workers would not, these."""
+    if pick.first is not None or not is_late(pick, options, spare_s):
+        return pick
+    for route, found_s in options.forecasts:
+        if route is not Route.INLINE and found_s <= spare_s:
+            text = f"{pick.reason}, but that takes {dict(options.forecasts)[pick.route]:.3f} s, {route} {found_s:.3f} s"
+            return Pick(route, Rule.ON_TIME, text, pick.uncached_tokens)
+    return pick
 
 
 def judge(options: Options, request: RequestView, threshold: int, inline_tokens: int) -> Pick:

@@ -11,6 +11,8 @@ from prfaas.modelspec import CacheSpec
 from prfaas.types import LinkView, Role, SiteId, WorkerId
 from router.policy.costs import Models
 
+KEPT_SHARE = 0.9  # of the objective, that forecasts may fill
+
 
 class Link(NamedTuple):
     """A directed path between two sites."""
@@ -29,8 +31,16 @@ class RequestView:
     max_tokens: int
     cached_tokens: Mapping[WorkerId, int] = field(default_factory=dict)
     exclude: frozenset[WorkerId] = frozenset()  # workers that already failed this request
-    time_left_s: float | None = None
+    time_left_s: float | None = None  # of its deadline
+    waited_s: float = 0.0  # since it came
+    patient: bool = False  # it is late anyway and has let others go first: it may use what nobody else needs
     may_leave: bool = True  # its cache may cross a link: the tenant's egress budget is not used up
+
+    def spare_s(self, slo_s: float) -> float:
+        """What a forecast may use of the objective for the time to first token, after the wait so far and within the
+        deadline. A share is kept back: under overload most of what is let in just makes it, or just does not."""
+        left_s = slo_s * KEPT_SHARE - self.waited_s
+        return left_s if self.time_left_s is None else min(left_s, self.time_left_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +97,4 @@ class FleetView:
     tuning: Tuning
     member_timeout_s: float
     models: Models = field(default_factory=dict)  # prefill time of each kind of worker, as measured
+    promised_bytes: Mapping[Link, int] = field(default_factory=dict)  # ordered over a link and not landed whole

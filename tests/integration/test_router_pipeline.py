@@ -337,6 +337,37 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
         r.assert_nothing_left()
 
 
+async def test_a_request_that_is_late_whatever_is_done_lets_others_go_first_until_its_deadline() -> None:
+    go = asyncio.Event()
+
+    async def slow(worker: ScriptedDecode, call: Call) -> Events:
+        if len(worker.calls) > 4:
+            await go.wait()
+        yield prefilled("a", Route.INLINE, prefill_s=6.0)
+        yield token(0, last=True)
+        yield finished()
+
+    async with router() as r, serving(slow) as worker:
+        r.join(worker, "a")
+        for _ in range(4):  # four measurements make a forecast: six seconds are beyond the objective
+            await r.collect(generation_request())
+        tasks = [asyncio.create_task(r.collect(generation_request(request_id="first")))]
+        await eventually(lambda: len(worker.calls) == 5)
+        tasks += [asyncio.create_task(r.collect(generation_request(request_id="second")))]
+        await eventually(lambda: r.count(m.QUEUED, priority="normal") == 1)
+        with pytest.raises(errors.QueueFull, match="deadline passed"):
+            await r.collect(generation_request(deadline_s=0.2))
+        leaver = asyncio.create_task(r.collect(generation_request()))
+        await eventually(lambda: r.count(m.QUEUED, priority="normal") == 2)
+        leaver.cancel()
+        await eventually(lambda: r.count(m.QUEUED, priority="normal") == 1)
+        assert len(worker.calls) == 5, "the worker still computes the first"
+        go.set()
+        await asyncio.gather(*tasks)
+        assert [call.request.request_id for call in worker.calls[4:]] == ["first", "second"]
+        r.assert_nothing_left()
+
+
 async def test_a_tenant_that_used_up_its_tokens_is_told_when_to_come_back() -> None:
     budget = AdmissionSettings(tenants={"small": TenantSettings(tokens_per_s=10, burst_s=1)})
     async with router(budget) as r, serving(answer_well) as worker:

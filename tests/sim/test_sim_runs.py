@@ -81,7 +81,7 @@ def test_an_outage_fails_no_request_and_the_link_is_used_again() -> None:
     assert result.num_unfinished == 0
 
     def remote(begin_s: float, end_s: float) -> list[RequestRecord]:
-        return [r for r in result.journal.requests if begin_s <= r.at_s < end_s and r.route is Route.REMOTE]
+        return [r for r in result.journal.requests if begin_s <= r.at_s + r.door_s < end_s and r.route is Route.REMOTE]
 
     assert remote(0.0, 40.0)
     assert not remote(76.0, 106.0), "nothing is sent over a link that is known to be down"

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prfaas.clock import ManualClock
-from prfaas.types import WorkerId
+from prfaas.types import SiteId, WorkerId
 from router.ledger import NOTHING, Dispatch, Ledger
+from router.policy.view import Link
 
 workers = st.sampled_from([WorkerId(w) for w in "abc"])
 dispatches = st.builds(Dispatch, workers, workers, st.integers(0, 1000), st.integers(0, 50))
@@ -32,6 +33,19 @@ def test_sums_follow_what_is_open_and_return_to_zero(entries: list[tuple[Dispatc
         assert ledger.close(dispatch_id) == dispatch
     assert ledger.num_open == 0
     assert all(ledger.of(WorkerId(w)) == NOTHING for w in "abc")
+
+
+def test_bytes_are_promised_to_a_link_until_they_have_landed() -> None:
+    ledger, way = Ledger(ManualClock()), Link(SiteId("far"), SiteId("pd"))
+    near = ledger.open(Dispatch(WorkerId("a"), WorkerId("b"), 10, 1))
+    first, second = (ledger.open(Dispatch(WorkerId("a"), WorkerId("c"), 10, 1, link=way, link_bytes=n)) for n in (100, 30))
+    assert ledger.promised_bytes() == {way: 130}
+    ledger.prefilled(first)
+    ledger.prefilled(near)
+    assert ledger.promised_bytes() == {way: 30}
+    ledger.close(first)
+    ledger.close(second)
+    assert ledger.promised_bytes() == {}
 
 
 def test_a_dispatch_ends_once() -> None:

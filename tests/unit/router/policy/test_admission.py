@@ -7,10 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prfaas.errors import QueueFull, RateLimited
-from prfaas.types import Role
-from router.policy.admission import MAX_RETRY_S, SWEEP_TENANTS, AdmissionQueue, Budget, Budgets, Ticket, has_room
-from router.policy.view import Link
-from tests.support.router_fleet import FAR, PD, fleet_view, worker_view
+from router.policy.admission import LATE_SHARE, MAX_RETRY_S, SWEEP_TENANTS, AdmissionQueue, Budget, Budgets, Ticket
 
 
 def drain(queue: AdmissionQueue, now_s: float = 0.0) -> list[int]:
@@ -105,7 +102,12 @@ def test_deadlines_that_pass_in_the_queue_are_shed_once() -> None:
 
 
 tickets = st.builds(Ticket, st.sampled_from("abc"), st.integers(-2, 2), st.integers(0, 5000), st.none() | st.floats(0, 30))
-steps = st.tuples(st.sampled_from(["offer", "offer", "take", "withdraw", "shed"]), tickets, st.integers(0, 99), st.floats(0, 2))
+steps = st.tuples(
+    st.sampled_from(["offer", "offer", "take", "take", "step_back", "withdraw", "shed"]),
+    tickets,
+    st.integers(0, 99),
+    st.floats(0, 2),
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -113,6 +115,8 @@ steps = st.tuples(st.sampled_from(["offer", "offer", "take", "withdraw", "shed"]
 def test_every_ticket_leaves_exactly_once(script: list[tuple[str, Ticket, int, float]]) -> None:
     queue, inside, now_s = AdmissionQueue(20), dict[int, Ticket](), 0.0
     refusals: list[QueueFull] = []
+    last: tuple[int, Ticket] | None = None
+    late = set[int]()
     for action, ticket, which, elapsed_s in script:
         now_s += elapsed_s
         if action == "offer":
@@ -121,12 +125,23 @@ def test_every_ticket_leaves_exactly_once(script: list[tuple[str, Ticket, int, f
             except QueueFull as error:
                 refusals.append(error)
         elif action == "take":
-            number = queue.take(now_s)
+            slack = which % 2 == 0
+            number = queue.take(now_s, slack=slack)
             if number is not None:
-                best = min(t.klass for t in inside.values())
+                best = min(t.klass for n, t in inside.items() if slack or n not in late or n == number)
+                last = None if number in late else (number, inside[number])
                 assert inside.pop(number).klass == best
+                late.discard(number)
             else:
-                assert not inside
+                assert not inside if slack else late.issuperset(inside)
+        elif action == "step_back":
+            number, stepped = last if last is not None else (-1, ticket)
+            if queue.step_back(number):
+                inside[number] = stepped
+                late.add(number)
+            else:
+                assert last is None
+            last = None
         elif action == "withdraw" and inside:
             number = sorted(inside)[which % len(inside)]
             del inside[number]
@@ -134,14 +149,60 @@ def test_every_ticket_leaves_exactly_once(script: list[tuple[str, Ticket, int, f
             queue.withdraw(number)
         elif action == "shed":
             for number, _ in queue.shed(now_s):
-                late = inside.pop(number).deadline_s
-                assert late is not None
-                assert late < now_s
+                deadline_s = inside.pop(number).deadline_s
+                assert deadline_s is not None
+                assert deadline_s < now_s
         assert len(queue) == len(inside)
         for klass in (-1, 0, 1):
             assert queue.depth(klass) == sum(t.klass == klass for t in inside.values())
     assert sorted(drain(queue, now_s)) == sorted(inside)
     assert all(0 < (error.retry_after_s or 0) <= MAX_RETRY_S for error in refusals)
+
+
+class TestLateness:
+    def test_one_that_steps_back_waits_for_slack_and_may_do_so_once(self) -> None:
+        queue = AdmissionQueue(10)
+        late, fresh = (queue.offer(Ticket("t", 0, 100), 0.0) for _ in range(2))
+        assert queue.take(0.0) == late
+        assert queue.step_back(late)
+        assert not queue.step_back(late), "it waits already"
+        assert queue.take(0.0, slack=False) == fresh
+        assert queue.take(0.0, slack=False) is None
+        assert queue.take(0.0, slack=True) == late
+        assert not queue.step_back(late), "once"
+        assert len(queue) == 0
+
+    def test_only_the_one_in_the_door_may_step_back(self) -> None:
+        queue = AdmissionQueue(10)
+        first, second = (queue.offer(Ticket("t", 0, 100), 0.0) for _ in range(2))
+        assert (queue.take(0.0), queue.take(0.0)) == (first, second)
+        assert not queue.step_back(first)
+        assert queue.step_back(second)
+
+    def test_the_late_have_their_small_share_however_many_come_in_time(self) -> None:
+        queue = AdmissionQueue(1000)
+        late = queue.offer(Ticket("t", 0, 100), 0.0)
+        queue.take(0.0)
+        assert queue.step_back(late)
+        served = 0
+        while True:
+            queue.offer(Ticket("t", 0, 100), 0.0)
+            if queue.take(0.0, slack=False) == late:
+                break
+            served += 100
+        assert served == pytest.approx(100 / LATE_SHARE, rel=0.01)
+
+    def test_the_late_take_no_places_from_others_and_are_bounded_themselves(self) -> None:
+        queue = AdmissionQueue(2)
+        for _ in range(2):
+            queue.offer(Ticket("t", 0, 100), 0.0)
+            assert queue.step_back(queue.take(0.0, slack=False) or 0)
+        queue.offer(Ticket("t", 0, 100), 0.0)
+        with pytest.raises(QueueFull, match="late already") as refused:
+            queue.step_back(queue.take(0.0, slack=False) or 0)
+        assert refused.value.retry_after_s == MAX_RETRY_S
+        assert queue.depth(0) == 2
+        assert queue.wait_s(0, 0.0) == 0, "nobody waits behind the late"
 
 
 def test_leavers_do_not_pile_up_in_memory() -> None:
@@ -207,26 +268,3 @@ class TestBudgets:
         assert not budgets.may_send("t", 3.0)
         assert budgets.may_send("t", 4.1)
         assert budgets.may_send("other", 0.0)
-
-
-class TestRoom:
-    def test_there_is_room_until_slots_are_covered_or_everybody_is_behind(self) -> None:
-        d, far = worker_view("d", max_running=4), worker_view("r", Role.PREFILL, "far", queued_s=9.0)
-        near = worker_view("p", Role.PD_PREFILL, queued_s=11.0)
-        view = fleet_view(d, far, near)
-        assert has_room(view, 7, 2.0, 10.0, 0.0)
-        assert not has_room(view, 8, 2.0, 10.0, 0.0)
-        assert not has_room(view, 0, 2.0, 8.0, 0.0)
-
-    def test_decode_workers_alone_are_measured_by_their_own_queues(self) -> None:
-        assert not has_room(fleet_view(worker_view("d", queued_s=11.0)), 0, 2.0, 10.0, 0.0)
-        assert has_room(fleet_view(worker_view("d")), 0, 2.0, 10.0, 0.0)
-
-    def test_workers_behind_a_folded_link_are_no_room(self) -> None:
-        workers = (worker_view("d"), worker_view("p", Role.PD_PREFILL, queued_s=11.0), worker_view("r", Role.PREFILL, "far"))
-        assert has_room(fleet_view(*workers), 0, 2.0, 10.0, 0.0)
-        assert not has_room(fleet_view(*workers, folded=(Link(FAR, PD),)), 0, 2.0, 10.0, 0.0)
-
-    def test_an_empty_fleet_has_room_for_a_proper_error(self) -> None:
-        assert has_room(fleet_view(), 99, 2.0, 10.0, 0.0)
-        assert has_room(fleet_view(worker_view("d", draining=True)), 99, 2.0, 10.0, 0.0)

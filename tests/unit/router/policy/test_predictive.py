@@ -172,6 +172,33 @@ def test_below_the_floor_nothing_is_sent_where_there_are_near_workers() -> None:
     assert route(prompt, alone) is Route.REMOTE
 
 
+def test_below_the_floor_a_link_is_still_used_where_nothing_else_keeps_the_objective() -> None:
+    prompt = request_view(16_000)
+    view = world(local_s=3.0)
+    floored = replace(view, tuning=replace(view.tuning, floor_tokens=16_000))
+    assert route(prompt, floored, ttft_slo_s=10.0) is Route.LOCAL
+    assert route(prompt, floored, ttft_slo_s=5.0) is Route.REMOTE
+
+
+def test_what_nothing_keeps_in_time_is_late_and_when_patient_takes_what_is_idle() -> None:
+    prompt = request_view(16_000)
+    view = world(local_s=20.0, remote_s=20.0)
+    late = decide(prompt, view, ttft_slo_s=10.0)
+    assert (late.rule, late.late) == (Rule.FASTEST, True)
+    assert not decide(prompt, view, ttft_slo_s=10.0, adaptive=False).late
+    assert not decide(prompt, world(), ttft_slo_s=10.0).late
+    assert decide(replace(prompt, waited_s=9.0), world(), ttft_slo_s=10.0).late
+    patient = decide(replace(prompt, patient=True), world(local_s=0.0, remote_s=20.0), ttft_slo_s=2.0)
+    assert (patient.decision.route, patient.rule) == (Route.LOCAL, Rule.LEFTOVER)
+
+
+def test_bytes_promised_to_a_link_count_as_if_they_waited_on_it() -> None:
+    prompt, way = request_view(16_000), Link(FAR, PD)
+    view = world()
+    booked = replace(view, promised_bytes={way: 5 * 10**9})
+    assert (route(prompt, view), route(prompt, booked)) == (Route.REMOTE, Route.LOCAL)
+
+
 def test_no_decode_worker_is_an_error() -> None:
     with pytest.raises(NoWorkerAvailable):
         decide(request_view(10), fleet_view(worker_view("p", Role.PD_PREFILL)))

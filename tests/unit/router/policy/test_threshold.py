@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from prfaas.config import PolicySettings
 from prfaas.errors import NoWorkerAvailable
 from prfaas.types import LinkView, Role, Route, WorkerId
+from router.policy.costs import Kind, PrefillModel
 from router.policy.decide import Rule, Verdict
 from router.policy.threshold import ThresholdPolicy
 from router.policy.view import FleetView, Link, RequestView, WorkerView
@@ -110,6 +111,50 @@ class TestLean:
 
     def test_with_one_kind_of_prefill_worker_there_is_nothing_to_lean_on(self) -> None:
         assert decide(request_view(500), fleet_view(D, LOCAL)).decision.threshold_tokens == 2048
+
+
+class TestLateness:
+    """Objective 10 s, of which forecasts may fill 9; both sites compute 10,000 tokens a second."""
+
+    def decide(self, request: RequestView, local_s: float, remote_s: float, **settings: object) -> Verdict:
+        local = worker_view("p", Role.PD_PREFILL, queued_s=local_s)
+        remote = worker_view("r", Role.PREFILL, "far", queued_s=remote_s)
+        model = PrefillModel(0.0, 1e-4, 0.0)
+        models = {Kind(PD, Role.PD_PREFILL): model, Kind(FAR, Role.PREFILL): model}
+        return decide(request, replace(fleet_view(D, local, remote), models=models), ttft_slo_s=10.0, **settings)
+
+    def test_a_prompt_that_its_own_route_would_make_late_takes_the_other(self) -> None:
+        verdict = self.decide(request_view(500), 9.0, 8.0)
+        assert (verdict.decision.route, verdict.rule, verdict.late) == (Route.REMOTE, Rule.ON_TIME, False)
+        verdict = self.decide(request_view(50_000), 3.0, 4.5)
+        assert (verdict.decision.route, verdict.rule, verdict.late) == (Route.LOCAL, Rule.ON_TIME, False)
+
+    def test_the_wait_so_far_and_the_deadline_count(self) -> None:
+        assert not self.decide(request_view(500), 2.0, 2.0).late
+        assert self.decide(replace(request_view(500), waited_s=7.0), 2.0, 2.0).late
+        assert self.decide(replace(request_view(500), time_left_s=2.0), 2.0, 2.0).late
+
+    def test_what_is_late_everywhere_keeps_the_rule_and_is_said_to_be_late(self) -> None:
+        verdict = self.decide(request_view(500), 9.0, 9.0)
+        assert (verdict.decision.route, verdict.rule, verdict.late) == (Route.LOCAL, Rule.SHORT, True)
+        assert not self.decide(request_view(500), 9.0, 9.0, adaptive=False).late
+        assert not self.decide(request_view(500), 9.0, 9.0, force_route="local").late
+
+    def test_one_that_has_let_others_go_first_takes_the_worker_without_a_queue(self) -> None:
+        patient = replace(request_view(500), patient=True, waited_s=20.0)
+        assert self.decide(patient, 3.0, 0.0).decision.route is Route.REMOTE
+        assert self.decide(patient, 0.0, 0.0).rule is Rule.LEFTOVER
+        assert self.decide(patient, 3.0, 3.0).rule is Rule.SHORT
+
+    def test_what_nobody_has_measured_is_not_called_late(self) -> None:
+        busy = worker_view("p", Role.PD_PREFILL, queued_s=99.0)
+        assert not decide(request_view(500), fleet_view(D, busy), ttft_slo_s=10.0).late
+
+    def test_an_idle_fleet_sends_more_to_faster_chips(self) -> None:
+        fast = {Kind(PD, Role.PD_PREFILL): PrefillModel(0.0, 1e-3, 0.0), Kind(FAR, Role.PREFILL): PrefillModel(0.0, 1e-4, 0.0)}
+        view = replace(fleet_view(D, LOCAL, REMOTE), models=fast)
+        leaned = decide(request_view(500), view, ttft_slo_s=10.0).decision.threshold_tokens
+        assert leaned == round(2048 * math.exp(-2048 * 9e-4 / 5.0))
 
 
 class TestForced:
