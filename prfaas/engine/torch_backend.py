@@ -70,6 +70,8 @@ class TorchBackend:
                 self._store.copy(plan.after)
         except RuntimeError as error:
             raise EngineFailed(f"the device failed a step of {plan.num_tokens} tokens: {error}") from error
+        finally:
+            self._staging.step_over()
         return StepResult(results, None if watch is None else watch.elapsed_s())
 
     def _copy_before(self, plan: StepPlan) -> Stopwatch | None:

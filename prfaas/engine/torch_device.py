@@ -6,7 +6,8 @@ a stream of its own, so that an export overlaps the layers that are still comput
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, Protocol
 
 import numpy as np
@@ -54,7 +55,13 @@ class Staging(Protocol):
     """Moves flat byte buffers between a device and the host. Every method may be called from any thread."""
 
     def stream(self) -> AbstractContextManager[object]:
-        """Within it, device work of an export or import is enqueued, beside the compute stream."""
+        """Within it, device work of an export or import is enqueued, beside the compute stream but after every step that
+        is over. Each call gives a context of its own: many threads may be inside at once."""
+        ...
+
+    def step_over(self) -> None:
+        """Called on the compute thread when all of a step has been enqueued, the copies after it included. Whoever gets
+        the step's blocks or slots next may use them in `stream()`."""
         ...
 
     def layer_written(self, layer: int) -> None:
@@ -91,6 +98,9 @@ class CpuStaging:
     def stream(self) -> AbstractContextManager[object]:
         return nullcontext()
 
+    def step_over(self) -> None:
+        pass
+
     def layer_written(self, layer: int) -> None:
         pass
 
@@ -125,22 +135,35 @@ class _ClockWatch:
 
 
 class CudaStaging:
-    """Pinned host memory and a side stream. An event per layer orders exports after that layer's compute only."""
+    """Pinned host memory and a side stream. An event per layer orders exports after that layer's compute only; one per
+    step orders everything on the side stream after the steps before, whose snapshots and saves nobody waits for.
+
+    Buffers that are let go of before their copies have run stay safe: the device's allocator hands memory out again in
+    the order of the stream it was made on, which is the one that uses it, and the pinned allocator waits for the copies
+    that it has seen.
+    """
 
     def __init__(self, device: torch.device, num_layers: int) -> None:
         self._device = device
-        self._stream = torch.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._events = [torch.Event(device) for _ in range(num_layers)]
+        self._step_over = torch.Event(device)
 
-    def stream(self) -> AbstractContextManager[object]:
-        return self._stream
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        with torch.cuda.stream(self._stream):
+            self._step_over.wait(self._stream)
+            yield
+
+    def step_over(self) -> None:
+        self._step_over.record(torch.accelerator.current_stream(self._device))
 
     def layer_written(self, layer: int) -> None:
         self._events[layer].record(torch.accelerator.current_stream(self._device))
 
     def wait_for_layers(self, layers: tuple[int, ...]) -> None:
         for layer in layers:
-            self._stream.wait_event(self._events[layer])
+            self._events[layer].wait(self._stream)
 
     def to_host(self, buffer: torch.Tensor) -> memoryview:
         pinned = torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)

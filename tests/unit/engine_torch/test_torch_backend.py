@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from prfaas.config import EngineSettings  # noqa: E402
 from prfaas.engine.torch_backend import TorchBackend  # noqa: E402
+from prfaas.engine.torch_device import CpuStaging  # noqa: E402
 from prfaas.errors import ConfigError, EngineFailed  # noqa: E402
 from prfaas.modelspec import KvRange  # noqa: E402
 from prfaas.sched.plan import Copy, Draw, Row, StepPlan  # noqa: E402
@@ -201,3 +202,36 @@ def test_the_deployment_may_shorten_the_context_but_not_stretch_it() -> None:
 def test_a_budget_too_small_for_one_sequence_is_refused_at_the_start() -> None:
     with pytest.raises(ConfigError, match="raise cache_bytes"):
         backend(cache_bytes=100)
+
+
+class NotedStaging(CpuStaging):
+    """Notes, when a step is said to be over, what the state's slots hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backend: TorchBackend | None = None
+        self.slots: list[list[bytes]] = []
+
+    def step_over(self) -> None:
+        assert self.backend is not None
+        wanted = KvRange("state", 0, 1, 4, 4)
+        self.slots.append([bytes(self.backend.read(wanted, (slot,))) for slot in (0, 5)])
+
+
+def test_a_step_is_over_after_its_last_copy_and_also_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    staging = NotedStaging()
+    monkeypatch.setattr("prfaas.engine.torch_backend.make_staging", lambda *_: staging)
+    engine, model = backend()
+    staging.backend = engine
+    engine.execute(StepPlan((row(PROMPT[:4], 0),), after=(Copy("state", 0, 5),)), None)
+    working, snapshot = staging.slots.pop()
+    assert working == snapshot
+    assert any(snapshot)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model, "forward", refuse)
+    with pytest.raises(EngineFailed, match="out of memory"):
+        engine.execute(StepPlan((row(PROMPT[4:], 4),)), None)
+    assert len(staging.slots) == 1
