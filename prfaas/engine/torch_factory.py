@@ -43,11 +43,11 @@ def build_torch_backend(settings: EngineSettings, *, source: str, served_name: s
         device=device,
         kernels=_kernels(settings, device, dtype),
     )
-    return TorchBackend(_graphed(model, settings), settings, _grammars(text, model.spec))
+    return TorchBackend(with_graphs(model, settings), settings, _grammars(text, model.spec))
 
 
-def _graphed(model: DecoderNetwork, settings: EngineSettings) -> CausalLM:
-    """On a CPU a step has no launches to save."""
+def with_graphs(model: DecoderNetwork, settings: EngineSettings) -> CausalLM:
+    """The model, on an accelerator with its decode steps recorded; on a CPU a step has no launches to save."""
     if model.device.type == "cpu" or not settings.decode_graphs:
         return model
     return GraphedDecoder(model, CudaRecorder(model.device), max_rows=settings.max_running)

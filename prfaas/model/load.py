@@ -39,12 +39,17 @@ def load_model(
     Raises ModelLoadError saying what is missing, malformed or unsupported.
     """
     checkpoint = open_checkpoint(source)
-    family, _ = family_for(checkpoint.config)
     chosen = stored_dtype(checkpoint) if dtype is None else dtype
-    spec = _describe(checkpoint, served_name, block_tokens, chosen)
-    weights = WeightReader(
-        checkpoint, parse_quantization(checkpoint.config), kernels or TorchKernels(), dtype=chosen, device=device
-    )
+    spec = describe_checkpoint(checkpoint, served_name, block_tokens, chosen)
+    return build_network(checkpoint, spec, dtype=chosen, device=device, kernels=kernels or TorchKernels())
+
+
+def build_network(
+    checkpoint: Checkpoint, spec: ModelSpec, *, dtype: torch.dtype, device: torch.device, kernels: Kernels
+) -> DecoderNetwork:
+    """The network of an opened checkpoint that `spec` describes. Raises ModelLoadError as `load_model`."""
+    family, _ = family_for(checkpoint.config)
+    weights = WeightReader(checkpoint, parse_quantization(checkpoint.config), kernels, dtype=dtype, device=device)
     network = family.build(checkpoint.config, spec, weights)
     weights.require_all_taken(lambda name: family.ignorable(checkpoint.config, name))
     return network
@@ -53,7 +58,7 @@ def load_model(
 def describe_model(source: str, *, served_name: str, block_tokens: int, dtype: torch.dtype | None) -> ModelSpec:
     """The ModelSpec that `load_model` would give, from configuration and headers. Raises ModelLoadError."""
     checkpoint = open_checkpoint(source)
-    return _describe(checkpoint, served_name, block_tokens, stored_dtype(checkpoint) if dtype is None else dtype)
+    return describe_checkpoint(checkpoint, served_name, block_tokens, stored_dtype(checkpoint) if dtype is None else dtype)
 
 
 def open_checkpoint(source: str) -> Checkpoint:
@@ -75,7 +80,8 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return next((dtype for dtype in _DTYPES if str(dtype).removeprefix("torch.") in names), torch.float32)
 
 
-def _describe(checkpoint: Checkpoint, served_name: str, block_tokens: int, dtype: torch.dtype) -> ModelSpec:
+def describe_checkpoint(checkpoint: Checkpoint, served_name: str, block_tokens: int, dtype: torch.dtype) -> ModelSpec:
+    """As `describe_model`, for a checkpoint that is open and a compute dtype. Raises ModelLoadError."""
     if dtype not in _DTYPES:
         raise ModelLoadError(f"cannot compute in {dtype}; choose one of {', '.join(map(str, _DTYPES))}")
     family, architecture = family_for(checkpoint.config)
