@@ -6,7 +6,7 @@ Names, labels and buckets follow the field: `vllm:*` aliases let stock dashboard
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -135,6 +135,7 @@ class MetricSet:
     def __init__(self, emitter: Emitter, metrics: Iterable[Metric] = ALL) -> None:
         self.registry = CollectorRegistry()
         self._collectors: dict[str, Counter | Gauge | Histogram] = {}
+        self._labelled: dict[tuple[str, tuple[tuple[str, str], ...]], Counter | Gauge | Histogram] = {}
         for metric in metrics:
             if metric.emitter is emitter:
                 self._collectors[metric.name] = self._make(metric)
@@ -148,24 +149,34 @@ class MetricSet:
 
     def inc(self, metric: Metric, amount: float = 1.0, **labels: str) -> None:
         """Add to a counter or gauge."""
-        collector = self._collectors[metric.name]
+        collector = self._series(metric, labels)
         if isinstance(collector, Histogram):
             raise TypeError(f"{metric.name} is a histogram; use observe")
-        (collector.labels(**labels) if labels else collector).inc(amount)
+        collector.inc(amount)
 
     def set(self, metric: Metric, value: float, **labels: str) -> None:
         """Set a gauge."""
-        collector = self._collectors[metric.name]
+        collector = self._series(metric, labels)
         if not isinstance(collector, Gauge):
             raise TypeError(f"{metric.name} is not a gauge")
-        (collector.labels(**labels) if labels else collector).set(value)
+        collector.set(value)
 
     def observe(self, metric: Metric, value: float, **labels: str) -> None:
         """Record into a histogram."""
-        collector = self._collectors[metric.name]
+        collector = self._series(metric, labels)
         if not isinstance(collector, Histogram):
             raise TypeError(f"{metric.name} is not a histogram")
-        (collector.labels(**labels) if labels else collector).observe(value)
+        collector.observe(value)
+
+    def _series(self, metric: Metric, labels: Mapping[str, str]) -> Counter | Gauge | Histogram:
+        """The collector of these labels, kept: looking one up by its labels costs more than updating it."""
+        if not labels:
+            return self._collectors[metric.name]
+        key = (metric.name, tuple(labels.items()))
+        found = self._labelled.get(key)
+        if found is None:
+            found = self._labelled[key] = self._collectors[metric.name].labels(**labels)
+        return found
 
     def render(self) -> bytes:
         """The Prometheus text exposition."""

@@ -19,7 +19,7 @@ class Detokenizer:
     def __init__(self, vocabulary: Vocabulary, *, keep: frozenset[int] = frozenset()) -> None:
         """`keep`: special tokens whose text is wanted, because a parser reads them; other special tokens are silent."""
         self._vocabulary = vocabulary
-        self._silent = vocabulary.specials - keep
+        self._silent = vocabulary.specials - keep if keep else vocabulary.specials
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token_id: int) -> str:

@@ -19,7 +19,7 @@ from router.gateway import not_applied
 from router.gateway.anthropic_ask import count_ask, messages_ask
 from router.gateway.anthropic_schema import CountRequest, MessagesRequest
 from router.gateway.body import BodyRoute
-from router.gateway.chat import ChatRun, chat_prompt_tokens, start_chat
+from router.gateway.chat import ChatDelta, ChatRun, chat_prompt_tokens, start_chat
 from router.gateway.core import GatewayCore
 from router.gateway.documents import AnthropicError, AnthropicMessage, CountedTokens, answers
 from router.gateway.errors import anthropic_error
@@ -124,13 +124,14 @@ class _Message:
         async with aclosing(self._run.run()) as events:
             async for item in events:
                 if isinstance(item, Routed):
-                    headers = {**self._headers, **route_header(item.decision)}
+                    headers = {**self._headers, **route_header(item)}
                     continue
-                for piece in item.pieces:
-                    for found in self._blocks.add(piece):
-                        _fold(found, content, arguments)
-                if item.ending is not None:
-                    stop = self._stop(item.ending)
+                for delta in item:
+                    for piece in delta.pieces:
+                        for found in self._blocks.add(piece):
+                            _fold(found, content, arguments)
+                    if delta.ending is not None:
+                        stop = self._stop(delta.ending)
         for index, text in arguments.items():
             content[index]["input"] = _parsed(text)
         document = {**self._head(), "content": content, **stop, "usage": self._usage(), **self._report()}
@@ -142,18 +143,23 @@ class _Message:
         async with aclosing(self._run.run()) as events:
             async for item in events:
                 if isinstance(item, Routed):
-                    sink.open({**self._headers, **route_header(item.decision)})
+                    sink.open({**self._headers, **route_header(item)})
                     continue
                 found: list[Event] = [] if started else [self._start(), {"type": "ping"}]
                 started = True
-                for piece in item.pieces:
-                    found += self._blocks.add(piece)
-                if item.ending is not None:
-                    found += self._blocks.close()
-                    end = {"type": "message_delta", "delta": self._stop(item.ending), "usage": self._usage()}
-                    found += [{**end, **self._report()}, {"type": "message_stop"}]
+                for delta in item:
+                    found += self._events(delta)
                 if found:
                     await sink.send(b"".join(event(each["type"], each) for each in found))
+
+    def _events(self, delta: ChatDelta) -> Iterator[Event]:
+        for piece in delta.pieces:
+            yield from self._blocks.add(piece)
+        if delta.ending is not None:
+            yield from self._blocks.close()
+            end = {"type": "message_delta", "delta": self._stop(delta.ending), "usage": self._usage()}
+            yield {**end, **self._report()}
+            yield {"type": "message_stop"}
 
     def _head(self) -> dict[str, Any]:
         request = self._run.generation.request

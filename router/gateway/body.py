@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from prfaas.errors import InvalidRequest
 
@@ -36,23 +38,55 @@ class Body(BaseModel):
 
 
 class BodyRoute(APIRoute):
-    """A route whose JSON holds no half of a surrogate pair: JSON can spell one, but no tokenizer or wire can carry it."""
+    """A route whose endpoint takes a body, and perhaps the request, and returns a response.
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+    The framework describes it but does not run it: looking for cookies, forms and dependencies that no endpoint here has takes
+    longer than validating the body. Text in the body is text: JSON can spell half of a surrogate pair, but no tokenizer or wire
+    can carry it.
+    """
 
-        async def checked(request: Request) -> Response:
-            return await handle(_TextRequest(request.scope, request.receive))
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        field = self.body_field
+        self._model = cast("type[Body] | None", None if field is None else field.field_info.annotation)
+        self._names = (field.name if field is not None else "", self.dependant.request_param_name)
 
-        return checked
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._model is None or scope["method"] not in (self.methods or ()):
+            await super().handle(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        document = await _document(request)
+        try:
+            body = self._model.model_validate(document)
+        except ValidationError as error:
+            raise RequestValidationError(error.errors(include_url=False), body=document) from error
+        body_name, request_name = self._names
+        given = {body_name: body} if request_name is None else {body_name: body, request_name: request}
+        response: Response = await self.endpoint(**given)
+        await response(scope, receive, send)
 
 
-class _TextRequest(Request):
-    async def json(self) -> Any:
-        document = await super().json()
-        if b"\\ud" in (await self.body()).lower():
-            try:
-                json.dumps(document, ensure_ascii=False).encode()
-            except UnicodeEncodeError as error:
-                raise InvalidRequest("the body has half of a surrogate pair, which is no text; send both halves") from error
-        return document
+async def _document(request: Request) -> Any:
+    """The body's JSON; bytes as they are where they are said to be something else, which no model takes."""
+    raw = await request.body()
+    if not raw or not _is_json(request.headers.get("content-type", "")):
+        return raw
+    try:
+        document = json.loads(raw)
+    except json.JSONDecodeError as error:
+        found = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "JSON decode error", "ctx": {"error": error.msg}}
+        raise RequestValidationError([found], body=error.doc) from error
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400) from error
+    if b"\\ud" in raw.lower():
+        try:
+            json.dumps(document, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest("the body has half of a surrogate pair, which is no text; send both halves") from error
+    return document
+
+
+def _is_json(content_type: str) -> bool:
+    kind, _, subtype = content_type.partition(";")[0].strip().lower().partition("/")
+    return kind == "application" and (subtype == "json" or subtype.endswith("+json"))

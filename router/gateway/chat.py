@@ -16,7 +16,7 @@ from router.gateway.parsers.api import CallArguments, CallStart, Parser, Piece, 
 from router.gateway.parsers.reasoning import MARKERS as THINKING_MARKERS
 from router.gateway.parsers.reasoning import ThinkingParser
 from router.gateway.prompt import generation_request
-from router.gateway.sample import Ending
+from router.gateway.sample import Delta, Ending
 from router.gateway.thinking import Thinking, prompt_opens_thinking, thinks
 from router.gateway.timing import Stopwatch
 from router.gateway.tools import ToolUse, check_tools, forcing_grammar, in_words, tool_format, tool_parser
@@ -54,6 +54,9 @@ class ChatDelta:
     ending: Ending | None
 
 
+ChatDeltas = tuple[ChatDelta, ...]  # of tokens that came together
+
+
 class ChatRun:
     """One accepted chat request."""
 
@@ -68,22 +71,29 @@ class ChatRun:
         """Whether a sample has called a tool so far."""
         return self._calls[index] > 0
 
-    async def run(self) -> AsyncGenerator[Routed | ChatDelta, None]:
-        """Routed, then deltas until every sample has ended. Raises as `Generation.run`."""
+    async def run(self) -> AsyncGenerator[Routed | ChatDeltas, None]:
+        """As `Generation.run`, with the text parsed."""
         async with aclosing(self.generation.run()) as events:
             async for event in events:
                 if isinstance(event, Routed):
                     yield event
                     continue
-                parser = self._parsers[event.index]
-                pieces = parser.feed(event.text)
-                if isinstance(parser, ThinkingParser) and parser.thinking:
-                    self.reasoning_tokens += len(event.tokens)
-                if event.ending is not None:
-                    pieces += parser.finish()
-                allowed = tuple(piece for piece in _joined(pieces) if self._allows(event.index, piece))
-                if allowed or event.tokens or event.ending is not None:
-                    yield ChatDelta(event.index, allowed, event.tokens, event.ending)
+                parsed = tuple(delta for each in event if (delta := self._parsed(each)) is not None)
+                if parsed:
+                    yield parsed
+
+    def _parsed(self, delta: Delta) -> ChatDelta | None:
+        """None if it shows nothing yet."""
+        parser = self._parsers[delta.index]
+        pieces = parser.feed(delta.text)
+        if isinstance(parser, ThinkingParser) and parser.thinking:
+            self.reasoning_tokens += len(delta.tokens)
+        if delta.ending is not None:
+            pieces += parser.finish()
+        allowed = tuple(piece for piece in _joined(pieces) if self._allows(delta.index, piece))
+        if allowed or delta.tokens or delta.ending is not None:
+            return ChatDelta(delta.index, allowed, delta.tokens, delta.ending)
+        return None
 
     def _allows(self, index: int, piece: Piece) -> bool:
         """Counts calls; those past the first are dropped where the caller wants no parallel ones."""

@@ -281,7 +281,7 @@ def answers(
     good["headers"] = _headers(
         {
             "x-request-id": "The caller's own, or ours",
-            "x-prfaas-route": "Where the prompt was prefilled and why, of a generated answer",
+            "x-prfaas-route": "Where the prompt was prefilled and why, and what else had been decided, of a generated answer",
             "x-prfaas-not-applied": "What was accepted and changes nothing",
         }
     )

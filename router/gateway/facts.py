@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from starlette.requests import Request
 
-from prfaas.types import Decision
-from router.gateway.generation import Generation
+from router.gateway.generation import Generation, Routed
 
 REPORT_HEADER = "x-prfaas-report"
+_UNPRINTABLE = re.compile(r"[^ -~]")
 
 
 def wants_report(request: Request, field: bool | None) -> bool:
@@ -17,11 +18,16 @@ def wants_report(request: Request, field: bool | None) -> bool:
     return field if field is not None else request.headers.get(REPORT_HEADER, "") in ("1", "true")
 
 
-def route_header(decision: Decision) -> dict[str, str]:
-    """`x-prfaas-route: remote; reason="..."; uncached_tokens=N; threshold_tokens=N`."""
+def route_header(routed: Routed) -> dict[str, str]:
+    """`x-prfaas-route: remote; reason="..."; uncached_tokens=N; threshold_tokens=N`.
+
+    The first word is the route that was taken, as far as that is known; where another had been decided, `decided=` names it.
+    """
+    decision = routed.decision
+    taken = decision.route if routed.report is None else routed.report.route
+    other = "" if taken is decision.route else f"; decided={decision.route}"
     reason = "; ".join(decision.reasons).replace("\\", "/").replace('"', "'")
-    reason = "".join(char if " " <= char <= "~" else "?" for char in reason)
-    value = f'{decision.route}; reason="{reason}"; uncached_tokens={decision.uncached_tokens}'
+    value = f'{taken}{other}; reason="{_UNPRINTABLE.sub("?", reason)}"; uncached_tokens={decision.uncached_tokens}'
     return {"x-prfaas-route": f"{value}; threshold_tokens={decision.threshold_tokens}"}
 
 

@@ -31,12 +31,14 @@ from router.gateway.timing import Stopwatch
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """The route is known; nothing has been computed yet."""
+    """A route was decided, or, with a report, taken: not always the decided one."""
 
     decision: Decision
+    report: PrefillReport | None = None
 
 
-GenerationEvent = Routed | Delta
+Deltas = tuple[Delta, ...]  # of tokens that came together
+GenerationEvent = Routed | Deltas
 
 
 class Generation:
@@ -54,7 +56,9 @@ class Generation:
         """`stops`: stop strings; `keep`: special tokens whose text is wanted."""
         self._core = core
         self.request = request
-        stop_tokens = core.text.vocabulary.specials.union(request.sampling.stop_token_ids)
+        stop_tokens = core.text.vocabulary.specials
+        if request.sampling.stop_token_ids:
+            stop_tokens = stop_tokens.union(request.sampling.stop_token_ids)
         self._samples = [
             Sample(index, core.text.detokenizer(keep=keep), stops, stop_tokens) for index in range(request.sampling.n)
         ]
@@ -88,7 +92,7 @@ class Generation:
         return self.decision.route if self.decision is not None else None
 
     async def run(self) -> AsyncGenerator[GenerationEvent, None]:
-        """Routed once, then deltas until every sample has ended.
+        """Routed when the route is decided and again when it has been taken, then deltas until every sample has ended.
 
         Raises:
             PrfaasError: what the pipeline raises; EngineFailed or WorkerError if it ends without finishing.
@@ -102,12 +106,13 @@ class Generation:
                         yield Routed(decision)
                     case Prefilled(report):
                         self.report = report
+                        if self.decision is not None:
+                            yield Routed(self.decision, report)
                     case NewTokens(outputs):
                         self._measure(outputs)
-                        for output in outputs:
-                            delta = self._feed(output)
-                            if delta is not None:
-                                yield delta
+                        deltas = tuple(delta for output in outputs if (delta := self._feed(output)) is not None)
+                        if deltas:
+                            yield deltas
                         if all(sample.ended for sample in self._samples):
                             break
                     case Done():

@@ -26,7 +26,7 @@ from router.gateway.parsers.api import CallArguments, CallStart, Piece, Reasonin
 from router.gateway.prompt import new_id
 from router.gateway.reply import EventSink, JsonReply, StreamReply
 from router.gateway.sample import Ending
-from router.gateway.sse import DONE, data
+from router.gateway.sse import DONE, TEXT_HERE, Envelope, data
 from router.gateway.visit import visit_of
 
 
@@ -58,7 +58,13 @@ class _Message:
         self.tokens: list[TokenOutput] = []
         self.ending: Ending | None = None
 
-    def add(self, piece: Piece) -> None:
+    def take(self, delta: ChatDelta) -> None:
+        self.tokens.extend(delta.tokens)
+        for piece in delta.pieces:
+            self._add(piece)
+        self.ending = delta.ending
+
+    def _add(self, piece: Piece) -> None:
         match piece:
             case TextPiece(text):
                 self.text.append(text)
@@ -90,6 +96,8 @@ class _ChatCompletion:
         self._usage_in = usage_in(body.stream_options, with_report=with_report)
         self._not_applied = not_applied.of_chat(body, core.text.template_source)
         self._started: set[int] = set()
+        self._plain = not (body.logprobs or body.return_token_ids or self._usage_in.every)
+        self._envelopes: dict[int, Envelope] = {}
         request = run.generation.request
         self._head: dict[str, Any] = {"id": request.request_id, "created": int(unix_time_s()), "model": request.model}
         if body.service_tier is not None:
@@ -102,14 +110,10 @@ class _ChatCompletion:
         async with aclosing(self._run.run()) as events:
             async for event in events:
                 if isinstance(event, Routed):
-                    headers.update(route_header(event.decision))
+                    headers.update(route_header(event))
                     continue
-                message = messages[event.index]
-                message.tokens.extend(event.tokens)
-                for piece in event.pieces:
-                    message.add(piece)
-                if event.ending is not None:
-                    message.ending = event.ending
+                for delta in event:
+                    messages[delta.index].take(delta)
         choices = [
             {
                 "index": index,
@@ -132,9 +136,9 @@ class _ChatCompletion:
         async with aclosing(self._run.run()) as events:
             async for event in events:
                 if isinstance(event, Routed):
-                    sink.open({**self._not_applied, **route_header(event.decision)})
+                    sink.open({**self._not_applied, **route_header(event)})
                 else:
-                    await sink.send(self._chunks(event))
+                    await sink.send(b"".join(map(self._chunks, event)))
         if self._usage_in.last:
             last = {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": self._usage()}
             await sink.send(data({**last, **self._report()}))
@@ -147,24 +151,37 @@ class _ChatCompletion:
             self._started.add(delta.index)
             events += self._chunk(delta.index, {"role": "assistant", "content": ""})
         wanted = self._body.logprobs or self._body.return_token_ids
-        pieces = [_piece_delta(piece) for piece in delta.pieces] or ([{}] if tokens and wanted else [])
-        for piece in pieces:
-            events += self._chunk(delta.index, piece, tokens=tokens)
-            tokens = ()
+        if self._plain and len(delta.pieces) == 1 and isinstance(delta.pieces[0], TextPiece):
+            events += self._envelope(delta.index).data(delta.pieces[0].text)
+        else:
+            for piece in [_piece_delta(piece) for piece in delta.pieces] or ([{}] if tokens and wanted else []):
+                events += self._chunk(delta.index, piece, tokens=tokens)
+                tokens = ()
         if delta.ending is not None:
             events += self._chunk(delta.index, {}, ending=delta.ending)
         return events
 
+    def _envelope(self, index: int) -> Envelope:
+        """Of chunks with a piece of text and nothing else."""
+        if index not in self._envelopes:
+            self._envelopes[index] = Envelope(self._document(index, {"content": TEXT_HERE}))
+        return self._envelopes[index]
+
     def _chunk(
         self, index: int, delta: dict[str, Any], *, tokens: Sequence[TokenOutput] = (), ending: Ending | None = None
     ) -> bytes:
+        return data(self._document(index, delta, tokens=tokens, ending=ending))
+
+    def _document(
+        self, index: int, delta: dict[str, Any], *, tokens: Sequence[TokenOutput] = (), ending: Ending | None = None
+    ) -> dict[str, Any]:
         logprobs = self._logprobs(tokens) if tokens else None
         choice = {"index": index, "delta": delta, "logprobs": logprobs, **self._ids(tokens, ending)}
         choice["finish_reason"] = chat_finish_reason(self._run, index, ending)
         chunk = {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
         if "role" in delta and self._body.return_token_ids:
             chunk["prompt_token_ids"] = list(self._run.generation.request.tokens)
-        return data(self._usage_in.added(chunk, self._usage))
+        return self._usage_in.added(chunk, self._usage)
 
     def _usage(self) -> dict[str, Any]:
         return usage_object([self._run.generation.usage], reasoning_tokens=self._run.reasoning_tokens)

@@ -26,7 +26,7 @@ from router.gateway.prompt import generation_request, new_id
 from router.gateway.reply import EventSink, JsonReply, StreamReply
 from router.gateway.sample import Delta, Ending
 from router.gateway.sampling import check_stream_options, sampling_params
-from router.gateway.sse import DONE, data
+from router.gateway.sse import DONE, TEXT_HERE, Envelope, data
 from router.gateway.timing import Stopwatch
 from router.gateway.visit import Visit, visit_of
 
@@ -173,6 +173,8 @@ class _Completion:
         self._with_report = with_report
         self._usage_in = usage_in(body.stream_options, with_report=with_report)
         self._created = int(unix_time_s())
+        self._plain = not (body.echo or body.logprobs is not None or body.return_token_ids or self._usage_in.every)
+        self._envelopes: dict[int, Envelope] = {}
         self._choices = [
             [_Choice(core, generation, body) for _ in range(generation.request.sampling.n)] for generation in generations
         ]
@@ -182,10 +184,11 @@ class _Completion:
         headers: dict[str, str] = {}
         async with aclosing(run_all(self._generations)) as events:
             async for at, event in events:
-                if isinstance(event, Routed):
-                    headers = headers or route_header(event.decision)
-                else:
-                    self._choices[at][event.index].take(event)
+                if not isinstance(event, Routed):
+                    for delta in event:
+                        self._choices[at][delta.index].take(delta)
+                elif at == 0:
+                    headers = route_header(event)
         choices: list[dict[str, Any]] = []
         for samples in self._choices:
             best = samples if len(samples) == self._n else sorted(samples, key=_Choice.score, reverse=True)[: self._n]
@@ -193,22 +196,29 @@ class _Completion:
         return {**self._head(), "choices": choices, "usage": self._usage(), **self._report()}, headers
 
     async def stream(self, sink: EventSink) -> None:
-        """Send `text_completion` chunks; the headers wait for the first route."""
-        opened = False
+        """Send `text_completion` chunks; the headers wait for the first prompt's route."""
         async with aclosing(run_all(self._generations)) as events:
             async for at, event in events:
-                if isinstance(event, Routed):
-                    if not opened:
-                        sink.open(route_header(event.decision))
-                    opened = True
-                    continue
-                choice = self._choices[at][event.index]
-                choice.take(event)
-                chunk = {**self._head(), "choices": [choice.flush(at * self._n + event.index)]}
-                await sink.send(data(self._usage_in.added(chunk, self._usage)))
+                if not isinstance(event, Routed):
+                    await sink.send(b"".join(self._chunk(at, delta) for delta in event))
+                elif at == 0:
+                    sink.open(route_header(event))
         if self._usage_in.last:
             await sink.send(data({**self._head(), "choices": [], "usage": self._usage(), **self._report()}))
         await sink.send(DONE)
+
+    def _chunk(self, at: int, delta: Delta) -> bytes:
+        choice, index = self._choices[at][delta.index], at * self._n + delta.index
+        if self._plain and delta.ending is None:
+            if index not in self._envelopes:
+                only_text = {"index": index, "text": TEXT_HERE, "logprobs": None, "finish_reason": None}
+                self._envelopes[index] = Envelope(self._document(only_text))
+            return self._envelopes[index].data(delta.text)
+        choice.take(delta)
+        return data(self._document(choice.flush(index)))
+
+    def _document(self, choice: dict[str, Any]) -> dict[str, Any]:
+        return self._usage_in.added({**self._head(), "choices": [choice]}, self._usage)
 
     def _head(self) -> dict[str, Any]:
         request = self._generations[0].request

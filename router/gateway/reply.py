@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from prfaas.errors import DeadlineExceeded, PrfaasError, RequestCancelled
 from router.gateway.sse import KEEPALIVE, dump
@@ -22,29 +22,32 @@ T = TypeVar("T")
 LAST_WORDS_S = 10.0  # that a client gets to take the end of a stream; one that reads nothing gets no end
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work`; cancel it the moment the client disconnects.
+async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
+    """Do `work`; cancel it the moment the client disconnects.
 
     Raises:
         RequestCancelled: the client went away first. The work has ended when this is raised.
     """
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_disconnected(receive))
+    working = asyncio.current_task()
+    assert working is not None
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left = True
+        working.cancel()
+
+    watching = asyncio.create_task(watch())
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise RequestCancelled("the client closed the connection")
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if left and working.uncancel() == 0:  # nobody else wanted it to end
+            raise RequestCancelled("the client closed the connection") from None
+        raise
     finally:
-        for running in (task, watcher):
-            running.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
-
-
-async def _disconnected(receive: Receive) -> None:
-    message: Message = {"type": ""}
-    while message["type"] != "http.disconnect":
-        message = await receive()
+        watching.cancel()
 
 
 async def within(limit_s: float | None, work: Awaitable[T]) -> T:
@@ -80,7 +83,8 @@ class EventSink(Protocol):
     """Where a producer writes its stream."""
 
     def open(self, headers: Mapping[str, str]) -> None:
-        """The response may start, with these headers: at the first event, or earlier when a keep-alive is due."""
+        """The response may start, with these headers: at the first event, or earlier when a keep-alive is due. Called again
+        before it has started, it replaces them."""
         ...
 
     async def send(self, events: bytes) -> None:
@@ -110,7 +114,7 @@ class StreamReply(Response):
         self._late = late
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sink = _Sink(send)
+        sink = _Sink(send, self._keepalive_s)
         try:
             await while_connected(receive, self._run(sink))
         except RequestCancelled as error:
@@ -119,7 +123,6 @@ class StreamReply(Response):
             self._late(error)  # noted; nobody is there to read it
 
     async def _run(self, sink: _Sink) -> None:
-        keepalive = asyncio.ensure_future(sink.keep_alive(self._keepalive_s))
         last = b""
         try:
             await within(self._limit_s, self._produce(sink))
@@ -128,8 +131,7 @@ class StreamReply(Response):
                 raise
             last = self._late(error)
         finally:
-            keepalive.cancel()
-            await asyncio.gather(keepalive, return_exceptions=True)
+            sink.rest()
         with suppress(DeadlineExceeded):
             await within(LAST_WORDS_S, sink.close(last))
 
@@ -137,16 +139,19 @@ class StreamReply(Response):
 class _Sink:
     """An EventSink over ASGI."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, keepalive_s: float) -> None:
         self._send = send
+        self._keepalive_s = keepalive_s
         self._headers: Mapping[str, str] = {}
-        self._opened = asyncio.Event()
         self._sent = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._beating: asyncio.Task[None] | None = None
         self.started = False
 
     def open(self, headers: Mapping[str, str]) -> None:
         self._headers = headers
-        self._opened.set()
+        if self._timer is None:
+            self._wait()
 
     async def send(self, events: bytes) -> None:
         self._sent += 1
@@ -157,14 +162,21 @@ class _Sink:
         await self._start()
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def keep_alive(self, every_s: float) -> None:
-        """Send a comment for every interval in which nothing was sent. Runs until cancelled."""
-        await self._opened.wait()
-        while True:
-            before = self._sent
-            await asyncio.sleep(every_s)
-            if self._sent == before:
-                await self.send(KEEPALIVE)
+    def rest(self) -> None:
+        """No more keep-alives."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._beating is not None:
+            self._beating.cancel()
+
+    def _wait(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._keepalive_s, self._beat, self._sent)
+
+    def _beat(self, sent_before: int) -> None:
+        """A comment for an interval in which nothing was sent; a client that does not take one gets no second."""
+        if self._sent == sent_before and (self._beating is None or self._beating.done()):
+            self._beating = asyncio.create_task(self.send(KEEPALIVE))
+        self._wait()
 
     async def _start(self) -> None:
         if self.started:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -14,7 +15,7 @@ from prfaas.errors import PrfaasError
 from prfaas.types import FinishReason
 from router.gateway import not_applied
 from router.gateway.body import Body, BodyRoute
-from router.gateway.chat import ChatAsk, ChatDelta, ChatRun, start_chat
+from router.gateway.chat import ChatAsk, ChatDelta, ChatDeltas, ChatRun, start_chat
 from router.gateway.core import GatewayCore
 from router.gateway.documents import DeletedDocument, StoredDocument, answers
 from router.gateway.errors import openai_error
@@ -89,8 +90,7 @@ class _Response:
                 if isinstance(item, Routed):
                     headers = self._headers(item)
                 else:
-                    for _ in self._events(item):
-                        pass
+                    deque(self._events(item), maxlen=0)
         return self._keep(), headers
 
     async def stream(self, sink: EventSink) -> None:
@@ -100,9 +100,10 @@ class _Response:
             async for item in events:
                 if isinstance(item, Routed):
                     sink.open(self._headers(item))
-                    started = self._document()
-                    kinds = ("response.created", "response.in_progress")
-                    pending = self._bytes({"type": kind, "response": started} for kind in kinds)
+                    if item.report is None:
+                        started = self._document()
+                        kinds = ("response.created", "response.in_progress")
+                        pending = self._bytes({"type": kind, "response": started} for kind in kinds)
                     continue
                 pending += self._bytes(self._events(item))
                 if pending:
@@ -129,8 +130,13 @@ class _Response:
             self._sequence += 1
         return framed
 
-    def _events(self, delta: ChatDelta) -> Iterator[dict[str, Any]]:
-        """Apply a delta; the tokens' logprobs go with its first text."""
+    def _events(self, deltas: ChatDeltas) -> Iterator[dict[str, Any]]:
+        """Apply deltas."""
+        for delta in deltas:
+            yield from self._applied(delta)
+
+    def _applied(self, delta: ChatDelta) -> Iterator[dict[str, Any]]:
+        """The tokens' logprobs go with the delta's first text."""
         logprobs = chat_logprobs(self._core.text.vocabulary, delta.tokens) if self._body.include else []
         for piece in delta.pieces:
             yield from self._output.add(piece, logprobs)
@@ -140,7 +146,7 @@ class _Response:
             yield from self._output.close(self._status)
 
     def _headers(self, routed: Routed) -> dict[str, str]:
-        return {**route_header(routed.decision), **not_applied.of_responses(self._body)}
+        return {**route_header(routed), **not_applied.of_responses(self._body)}
 
     def _keep(self) -> dict[str, Any]:
         document = self._document()

@@ -57,6 +57,7 @@ class Script:
     fail_at: str = ""  # "", "decide", "prefill", or "token:N"
     error: PrfaasError | None = None
     end_with_eos: bool = True
+    together: int = 1  # steps whose tokens come as one event
 
 
 class FakePipeline:
@@ -79,9 +80,10 @@ class FakePipeline:
             yield Decided(script.decision, 0.0001)
             await self._reach("prefill", script.prefill_delay_s)
             yield Prefilled(script.report)
-            count = 0
-            for position, outputs in enumerate(self._steps(request)):
+            count, steps = 0, self._steps(request)
+            for position in range(0, len(steps), script.together):
                 await self._reach(f"token:{position}", script.token_delay_s)
+                outputs = tuple(output for step in steps[position : position + script.together] for output in step)
                 count += len(outputs)
                 yield NewTokens(outputs)
             yield Done(Usage(len(request.tokens), count, script.report.cached_tokens))

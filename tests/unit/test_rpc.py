@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import grpc
@@ -23,6 +24,7 @@ from prfaas.errors import (
     WorkerUnreachable,
     error_from_json,
 )
+from prfaas.pb import common_pb2, decode_pb2
 from tests.support.certs import Authority
 
 
@@ -165,3 +167,41 @@ async def test_a_taken_port_is_a_startup_error() -> None:
         rpc.bind(second, "127.0.0.1", port, TlsSettings())
     await first.stop(None)
     await second.stop(None)
+
+
+def asked(*calls: int, salt: str = "") -> decode_pb2.GenerateRequests:
+    request = common_pb2.GenerationRequest(cache_salt=salt)
+    return decode_pb2.GenerateRequests(started=[decode_pb2.GenerateRequest(call=call, request=request) for call in calls])
+
+
+async def test_what_gathers_leaves_as_one_message_in_order() -> None:
+    gathered: rpc.Gathered[decode_pb2.GenerateRequests] = rpc.Gathered()
+    gathered.put(asked(1))
+    first = await gathered.take()
+    for call in (2, 3, 4):
+        gathered.put(asked(call))
+    second = await gathered.take()
+    assert first == asked(1)
+    assert second == asked(2, 3, 4)
+
+
+async def test_large_messages_are_not_gathered_beyond_the_bound() -> None:
+    gathered: rpc.Gathered[decode_pb2.GenerateRequests] = rpc.Gathered()
+    for call in range(3):
+        gathered.put(asked(call, salt="x" * (rpc.GATHER_BYTES // 2 - 100)))
+    assert [len(message.started) for message in [await gathered.take(), await gathered.take()] if message] == [2, 1]
+    gathered.put(asked(7, salt="x" * 2 * rpc.GATHER_BYTES))
+    gathered.put(asked(8))
+    assert [len(message.started) for message in [await gathered.take(), await gathered.take()] if message] == [1, 1]
+
+
+async def test_a_message_that_nobody_takes_is_refused_and_what_waits_is_not_lost_by_closing() -> None:
+    gathered: rpc.Gathered[decode_pb2.GenerateRequests] = rpc.Gathered()
+    with pytest.raises(InvalidRequest):
+        gathered.put(asked(1, salt="x" * rpc.MAX_MESSAGE_BYTES))
+    waiting = asyncio.create_task(gathered.take())
+    await asyncio.sleep(0)
+    gathered.put(asked(2))
+    gathered.close()
+    assert await waiting == asked(2)
+    assert await gathered.take() is None

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import pytest
 
 from prfaas.errors import EngineFailed, NoWorkerAvailable, QueueFull, WorkerUnreachable
@@ -177,6 +178,23 @@ async def test_the_report_tells_the_route_taken_not_the_one_planned(bench: Bench
     assert bench.metric("prfaas_ttft_seconds_count", route="inline") == 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_route_header_names_the_route_taken_and_the_one_decided_where_they_differ(bench: Bench, stream: bool) -> None:
+    bench.pipeline.script = Script(report=replace(REPORT, route=Route.INLINE))
+    for response in (await bench.chat(stream=stream), await bench.complete(stream=stream)):
+        assert response.headers["x-prfaas-route"].startswith("inline; decided=remote; reason=")
+
+
+@pytest.mark.parametrize("extra", [{}, {"logprobs": True}, {"stream_options": {"include_usage": True}}])
+async def test_tokens_that_come_together_are_the_same_events(bench: Bench, extra: dict[str, Any]) -> None:
+    def without_ids(response: httpx.Response) -> list[Any]:
+        return [{**event, "id": "", "created": 0} for event in events(response.text)]
+
+    apart = without_ids(await bench.chat(stream=True, **extra))
+    bench.pipeline.script = Script(together=3)
+    assert without_ids(await bench.chat(stream=True, **extra)) == apart
+
+
 async def test_metrics_of_a_finished_request(bench: Bench) -> None:
     usage = (await bench.chat()).json()["usage"]
     assert bench.metric("prfaas_requests_total", outcome="finished", reason="ok") == 1
@@ -247,6 +265,12 @@ class TestKeepAlive:
         response = await bench.chat(stream=True)
         assert response.status_code == 200
         assert "engine_failed" in response.text
+
+    async def test_headers_that_a_keep_alive_took_along_name_the_decided_route(self, bench: Bench) -> None:
+        bench.pipeline.script = Script(report=replace(REPORT, route=Route.INLINE), prefill_delay_s=0.2)
+        response = await bench.chat(stream=True)
+        assert response.headers["x-prfaas-route"].startswith("remote; reason=")
+        assert response.text.startswith(": keep-alive")
 
 
 class TestDeadline:
