@@ -1,7 +1,7 @@
 """The arithmetic on an accelerator: torch's, but for the delta rule and the experts of a step.
 
-Nothing here asks the device for a number, so that every decode step can be recorded and replayed. Runs on a CPU too, more
-slowly than the kernels made for it.
+Nothing here asks the device for a number, so that a decode step can be recorded and replayed. Runs on a CPU too, more slowly
+than the kernels made for it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from prfaas.model.kernels.delta_rule import DeltaRows
 from prfaas.model.kernels.kernel_set import DeltaRun, PagedAttention, Recorded
 from prfaas.model.kernels.torch_kernels import TorchKernels
 from prfaas.model.step import PagedAccess
+
+_ALIGNMENT = 16  # bytes that grouped products want rows to start at
 
 
 class CudaKernels:
@@ -51,7 +53,13 @@ class CudaKernels:
     def experts(
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
     ) -> torch.Tensor:
-        """Two grouped products over the tokens in the order of their experts."""
+        """Two grouped products over the tokens in the order of their experts.
+
+        Each is one kernel in bfloat16 from Hopper on. Elsewhere torch looks at the groups' sizes and loops over them, and
+        the step cannot be recorded.
+        """
+        if any(weight.shape[-1] * weight.element_size() % _ALIGNMENT for weight in (gate_up, down)):
+            return self._torch.experts(x, ids, weights, gate_up, down)
         top_k, num_experts = ids.shape[1], gate_up.shape[0]
         chosen = ids.flatten()
         order = chosen.argsort(stable=True)
