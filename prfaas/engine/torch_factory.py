@@ -9,6 +9,7 @@ from prfaas.engine.grammar import GrammarBook
 from prfaas.engine.host_budget import available_bytes, host_budget
 from prfaas.engine.torch_backend import TorchBackend
 from prfaas.engine.torch_device import pick_device, pick_dtype
+from prfaas.engine.torch_warm_up import warm_up
 from prfaas.model.api import CausalLM
 from prfaas.model.graphed import GraphedDecoder
 from prfaas.model.kernels.kernel_set import Kernels
@@ -43,7 +44,10 @@ def build_torch_backend(settings: EngineSettings, *, source: str, served_name: s
         device=device,
         kernels=_kernels(settings, device, dtype),
     )
-    return TorchBackend(with_graphs(model, settings), settings, _grammars(text, model.spec))
+    backend = TorchBackend(with_graphs(model, settings), settings, _grammars(text, model.spec))
+    if device.type != "cpu":  # whose kernels are compiled already
+        warm_up(backend, max_step_tokens=settings.max_step_tokens, max_running=settings.max_running)
+    return backend
 
 
 def with_graphs(model: DecoderNetwork, settings: EngineSettings) -> CausalLM:
