@@ -5,8 +5,8 @@
 The other proxies forward HTTP to an OpenAI-compatible server that answers at once. This router speaks gRPC with its
 workers, so behind it is a decode worker that answers at once: the same tokens in as many messages. It does more than they
 do: it validates the body, tokenizes the prompt, routes, detokenizes and writes every event anew. `--peers` is the
-interpreter of an environment with sglang-router, vllm-router, aiohttp, fastapi, httpx and uvicorn. Client, proxy and
-backend share this machine's cores.
+interpreter of an environment with sglang-router, vllm-router, aiohttp, fastapi, httpx, uvicorn and ray[serve]. Client, proxy
+and backend share this machine's cores.
 """
 
 from __future__ import annotations
@@ -212,6 +212,7 @@ def peers(stack: ExitStack, python: Path, backend: str) -> Iterator[Target]:
     commands: dict[str, Callable[[str], tuple[str, ...]]] = {
         "aiohttp proxy": lambda port: (str(python), proxies, "aiohttp", port, backend),
         "FastAPI/httpx proxy": lambda port: (str(python), proxies, "fastapi", port, backend),
+        "Ray Serve proxy": lambda port: (str(python), proxies, "serve", port, backend),
         "sglang-router": lambda port: (
             *(str(folder / "sglang-router"), "launch", "--host", "127.0.0.1", "--port", port),
             *("--prometheus-port", str(free_port()), *quiet),

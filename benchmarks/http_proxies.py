@@ -1,8 +1,8 @@
 """Minimal streaming proxies to measure against: the least that a proxy in Python can do.
 
-Run as a file with the interpreter of an environment that has aiohttp, fastapi, httpx and uvicorn:
+Run as a file with the interpreter of an environment that has aiohttp, fastapi, httpx, uvicorn and ray[serve]:
 
-    PYTHON benchmarks/http_proxies.py aiohttp|fastapi PORT BACKEND_URL
+    PYTHON benchmarks/http_proxies.py aiohttp|fastapi|serve PORT BACKEND_URL
 """
 
 from __future__ import annotations
@@ -36,15 +36,14 @@ def run_aiohttp(port: int, backend: str) -> None:
     web.run_app(app, host="127.0.0.1", port=port, print=None, access_log=None)
 
 
-def run_fastapi(port: int, backend: str) -> None:
+def forwarding_app(backend: str) -> Any:
     """FastAPI in front, httpx behind."""
     import httpx
-    import uvicorn
     from fastapi import FastAPI
     from fastapi.responses import StreamingResponse
 
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=2048)
-    client = httpx.AsyncClient(base_url=backend, timeout=None, limits=limits)
+    client = httpx.AsyncClient(base_url=backend, timeout=None, limits=limits, trust_env=False)
 
     async def forward(request: Any) -> Any:
         ask = client.build_request(request.method, request.url.path, content=await request.body())
@@ -59,8 +58,35 @@ def run_fastapi(port: int, backend: str) -> None:
 
     app = FastAPI()
     app.add_route("/{path:path}", forward, methods=["GET", "POST"])
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
+    return app
+
+
+def run_fastapi(port: int, backend: str) -> None:
+    """In one process."""
+    import uvicorn
+
+    uvicorn.run(forwarding_app(backend), host="127.0.0.1", port=port, log_level="error")
+
+
+def run_serve(port: int, backend: str) -> None:
+    """The same application as a deployment of Ray Serve: its proxy in front, one replica behind."""
+    import threading
+
+    import ray
+    from ray import serve
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    deployment = serve.deployment(max_ongoing_requests=4096, ray_actor_options={"num_cpus": 0.1})
+
+    @deployment
+    @serve.ingress(lambda: forwarding_app(backend))
+    class Forward:
+        pass
+
+    serve.run(Forward.bind(), route_prefix="/")
+    threading.Event().wait()
 
 
 if __name__ == "__main__":
-    {"aiohttp": run_aiohttp, "fastapi": run_fastapi}[sys.argv[1]](int(sys.argv[2]), sys.argv[3])
+    {"aiohttp": run_aiohttp, "fastapi": run_fastapi, "serve": run_serve}[sys.argv[1]](int(sys.argv[2]), sys.argv[3])
