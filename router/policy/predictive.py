@@ -14,6 +14,8 @@ The paper's threshold splits traffic at one length. This policy prices each requ
   without knowing arrival rates (MaxWeight; Tassiulas and Ephremides, 1992), and a busy link weighs as a busy worker does.
   The time to first token is added (drift plus penalty; Neely, 2010).
 
+Forecasts need measurements: while a kind of worker has none, the paper's rule decides.
+
 So the split moves with load, cache, link and length together, and degrades smoothly where a threshold would jump.
 """
 
@@ -27,6 +29,7 @@ from router.policy import scorers
 from router.policy.costs import Kind, Prices
 from router.policy.decide import Pick, Rule, Verdict, conclude, force, leftover
 from router.policy.options import Options, Prefiller, survey
+from router.policy.threshold import ThresholdPolicy
 from router.policy.view import FleetView, Link, RequestView, WorkerView
 
 # Weight of one second of the request's own wait against one second of work. Small: under load throughput decides; larger
@@ -59,6 +62,7 @@ class PredictivePolicy:
 
     def __init__(self, settings: PolicySettings) -> None:
         self._settings = settings
+        self._unmeasured = ThresholdPolicy(settings)
         self._prices = Prices(
             {SiteId(k): v for k, v in settings.price_per_instance_hour.items()},
             {SiteId(k): v for k, v in settings.price_per_egress_gbyte.items()},
@@ -68,6 +72,8 @@ class PredictivePolicy:
         """Raises NoWorkerAvailable when no decode worker can take the request."""
         limit, slo_s = self._settings.max_candidates, self._settings.ttft_slo_s
         options = survey(request, view, now_s, limit)
+        if not measured(options, view):
+            return self._unmeasured.rule(options, request, view)
         forecasts = self._forecasts(request, view, options)
         if self._settings.force_route is not None:
             pick = force(Route(self._settings.force_route), options)
@@ -82,7 +88,8 @@ class PredictivePolicy:
         return conclude(pick, options, view.tuning.threshold_tokens, limit, late=late)
 
     def _forecasts(self, request: RequestView, view: FleetView, options: Options) -> list[Forecast]:
-        made = [self._inline(options)]
+        own = Kind(options.decode.site, options.decode.role)
+        made = [self._inline(options)] if own in view.models or not (options.local or options.remote) else []
         made += [self._at(Route.LOCAL, p, options, view) for p in options.local]
         floor = view.tuning.floor_tokens if options.local else 0  # links that are short carry the longest prompts only
         made += [self._at(Route.REMOTE, p, options, view, spare=p.missing_tokens <= floor) for p in options.remote]
@@ -118,6 +125,13 @@ class PredictivePolicy:
         money = self._prices.of(worker.site, option.compute_s, sent_bytes)
         ttft_s = option.cost_s + decode.decode_step_s
         return Forecast(route, ttft_s, money, work_s, option, option.missing_tokens, spare=spare)
+
+
+def measured(options: Options, view: FleetView) -> bool:
+    """Whether there are forecasts for all workers that could prefill this request; inline needs none while there are others."""
+    others = [*options.local, *options.remote]
+    kinds = {Kind(p.worker.site, p.worker.role) for p in others} or {Kind(options.decode.site, options.decode.role)}
+    return kinds <= view.models.keys()
 
 
 def far_price(view: FleetView, far: WorkerView, decode: WorkerView) -> float:

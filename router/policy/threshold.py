@@ -39,8 +39,11 @@ class ThresholdPolicy:
 
     def decide(self, request: RequestView, view: FleetView, now_s: float) -> Verdict:
         """Raises NoWorkerAvailable when no decode worker can take the request."""
+        return self.rule(survey(request, view, now_s, self._settings.max_candidates), request, view)
+
+    def rule(self, options: Options, request: RequestView, view: FleetView) -> Verdict:
+        """The verdict on options that are known."""
         settings = self._settings
-        options = survey(request, view, now_s, settings.max_candidates)
         threshold = lean(options, view, settings.ttft_slo_s) if settings.adaptive else view.tuning.threshold_tokens
         if settings.force_route is not None:
             return conclude(force(Route(settings.force_route), options), options, threshold, settings.max_candidates)
