@@ -194,10 +194,10 @@ def test_what_nothing_keeps_in_time_is_late_and_when_patient_takes_what_is_idle(
 
 def test_while_a_kind_of_worker_is_unmeasured_the_papers_rule_decides() -> None:
     near_only = replace(world(), models={Kind(PD, Role.PD_PREFILL): SLOW})
-    assert decide(request_view(2049), near_only).rule is Rule.LONG
+    assert decide(request_view(3000), near_only).rule is Rule.LONG
     assert decide(request_view(2000), near_only).rule is Rule.SHORT
     both = replace(near_only, models={**near_only.models, Kind(FAR, Role.PREFILL): FAST})
-    assert decide(request_view(2049), both).rule is Rule.CHEAPEST
+    assert decide(request_view(3000), both).rule is Rule.CHEAPEST
     assert decide(request_view(9_000), replace(both, tuning=replace(both.tuning, floor_tokens=10**6))).decision.route is not (
         Route.INLINE
     ), "what nobody has measured is not guessed at where there are others"
