@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -86,13 +86,18 @@ def _schedule(made: Deployment) -> None:
     kernel, scenario = made.kernel, made.scenario
     every(kernel, TICK_S, made.world.door.tick)
     every(kernel, HOUSEKEEPING_S, made.world.door.keep_house)
-    for paths in made.world.paths.values():
-        every(kernel, LOOK_S, paths.look)
+    every(kernel, LOOK_S, partial(_look, made.world.paths.values()))
     count = len(made.world.workers)
     for number, worker in enumerate(made.world.workers.values()):
         kernel.at(number / count * scenario.heartbeat_s, _Pulse(made, worker).beat)
     for event in scenario.link_events:
         kernel.at(event.at_s, partial(_change_links, made.links, event))
+
+
+def _look(receivers: Iterable[Paths]) -> None:
+    for paths in receivers:
+        if paths.busy:
+            paths.look()
 
 
 def _change_links(links: tuple[SimLink, ...], event: LinkEvent) -> None:

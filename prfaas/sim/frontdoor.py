@@ -33,13 +33,15 @@ MEMBER_TIMEOUT_S = 3.0
 FORGET_AFTER_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Prompt:
     """A request at the router: engine tokens for naming, and its true length in the model's tokens."""
 
     request: GenerationRequest
     names: PromptNames
     num_tokens: int
+    held: RequestView | None = None  # what workers hold of the prompt, as of the fleet's cache revision
+    revision: int = -1
 
 
 Entry = tuple[Decision, DispatchId] | PrfaasError  # what was decided and where it is booked, or why nothing could be
@@ -157,5 +159,7 @@ class FrontDoor:
         self.fleet.expire(FORGET_AFTER_S)
 
     def _view(self, prompt: Prompt) -> RequestView:
-        view = self.fleet.request_view(prompt.request, prompt.names)
-        return replace(view, num_tokens=prompt.num_tokens)
+        if prompt.held is None or prompt.revision != self.fleet.cache_revision:
+            view = self.fleet.request_view(prompt.request, prompt.names)
+            prompt.held, prompt.revision = replace(view, num_tokens=prompt.num_tokens), self.fleet.cache_revision
+        return prompt.held

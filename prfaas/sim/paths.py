@@ -53,6 +53,11 @@ class Paths:
         watch.path.active -= 1
         watch.path.queued_bytes -= watch.queued_bytes
 
+    @property
+    def busy(self) -> bool:
+        """Whether transfers are under way."""
+        return bool(self._watches)
+
     def look(self) -> None:
         """Read every transfer's progress, and give up those that stand still."""
         now_s, stalled = self._kernel.now_s(), []

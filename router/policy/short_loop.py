@@ -20,6 +20,7 @@ from router.policy.link_health import Fold, LinkHealth, LinkState, Outcomes, Sig
 from router.policy.view import Link, Tuning
 
 WINDOW_S = 120.0  # of arrivals that the floor is solved for
+MAX_ARRIVALS = 4096  # the latest of them, where there are more
 MIN_WINDOW_S = 10.0  # a first arrival does not stand for a rate
 USED_SHARE = 0.85  # of what the links can carry: waits explode near one (arXiv:2608.14967)
 WAITING_S = 1.0  # seconds' worth of bytes that may wait on a link; single transfers make as much
@@ -57,7 +58,8 @@ class ShortLoop:
         self._floor = 0.0
         self._last_s: float | None = None
         self._health: dict[Link, LinkHealth] = {}
-        self._arrivals: deque[Arrival] = deque(maxlen=4096)
+        self._arrivals: deque[Arrival] = deque()
+        self._arrived_bytes = 0  # of all `_arrivals`
 
     def plan(self, planned_tokens: int) -> None:
         """Take a new planned threshold from the long loop."""
@@ -93,8 +95,9 @@ class ShortLoop:
 
     def _remember(self, arrivals: Sequence[Arrival], now_s: float) -> None:
         self._arrivals.extend(arrivals)
-        while self._arrivals and self._arrivals[0].at_s < now_s - WINDOW_S:
-            self._arrivals.popleft()
+        self._arrived_bytes += sum(arrival.kv_bytes for arrival in arrivals)
+        while self._arrivals and (self._arrivals[0].at_s < now_s - WINDOW_S or len(self._arrivals) > MAX_ARRIVALS):
+            self._arrived_bytes -= self._arrivals.popleft().kv_bytes
 
     def _solve(self, links: Mapping[Link, LinkView], now_s: float) -> int:
         """The smallest threshold whose longer prompts fit through the links in use; 0 where all do or nothing is known."""
@@ -111,7 +114,7 @@ class ShortLoop:
         if not self._arrivals:
             return 0
         left = budget * max(MIN_WINDOW_S, now_s - self._arrivals[0].at_s)
-        if sum(arrival.kv_bytes for arrival in self._arrivals) <= left:
+        if self._arrived_bytes <= left:
             return 0
         for arrival in sorted(self._arrivals, key=lambda a: a.uncached_tokens, reverse=True):
             left -= arrival.kv_bytes
