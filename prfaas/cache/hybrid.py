@@ -324,14 +324,16 @@ class HybridCache:
 
     def _host_hit(self, path: Sequence[Node], names: Sequence[BlockHash], depth: int) -> HostHit | None:
         """What host memory has to give for the first `depth` blocks; None when it lacks some of it."""
-        num_tokens = depth * self._block_tokens
+        num_tokens, host = depth * self._block_tokens, self._store.host
+        if not all(host.has(name, names[depth - 1]) for name in self._state):  # most depths have no snapshot
+            return None
         held = len(self._device_part(path[:depth], num_tokens))
         needed = {name: range(held, depth) for name in self._full}
         for group in self._sliding:
             needed[group.name] = range(max(held, group.first_needed_token(num_tokens) // self._block_tokens), depth)
-        needed |= dict.fromkeys(self._state, range(depth - 1, depth))
-        if not all(self._store.host.has(name, names[index]) for name, lacking in needed.items() for index in lacking):
+        if not all(host.has(name, names[index]) for name, lacking in needed.items() for index in lacking):
             return None
+        needed |= dict.fromkeys(self._state, range(depth - 1, depth))
         return HostHit(depth, sum(len(lacking) * self._move_bytes[name] for name, lacking in needed.items()))
 
     def _num_blocks(self, num_tokens: int) -> int:

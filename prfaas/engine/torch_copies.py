@@ -11,7 +11,7 @@ from prfaas.modelspec import CacheSpec
 from prfaas.sched.plan import Copy
 from prfaas.sched.restore import FREE, CopyCost
 
-_BLOCKS = 16  # of each group in the longer copy
+_BLOCKS, _STATES = 16, 2  # of each group in the longer copy; one state is as large as many blocks
 _REPEATS = 3
 
 
@@ -20,7 +20,8 @@ def measure_copy_cost(store: TorchStore, spec: CacheSpec, sizes: Mapping[str, Po
 
     Only for an unused store: its blocks are overwritten with what they hold already, zeros. FREE without host memory.
     """
-    counts = {name: min(size.device, size.host, _BLOCKS) for name, size in sizes.items()}
+    most = {group.name: _STATES if group.is_state else _BLOCKS for group in spec.groups}
+    counts = {name: min(size.device, size.host, most[name]) for name, size in sizes.items()}
     if not all(counts.values()):
         return FREE
     one, many = _bytes(spec, dict.fromkeys(counts, 1)), _bytes(spec, counts)

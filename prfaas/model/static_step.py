@@ -81,7 +81,7 @@ class StaticStep:
             if group.is_state:
                 self._mine[group.name].write[:count] = step.state_slots[group.name]
             else:
-                self._load_paged(group, step.block_tables[group.name].numpy(), context)
+                self._load_paged(group, step.block_tables[group.name].cpu().numpy(), context)
         self._fill_up(count)
         self._send()
         rows = self._bucket.rows

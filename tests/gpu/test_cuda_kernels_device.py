@@ -29,6 +29,7 @@ pytestmark = [
 
 HEADS, KEY, VALUE = 4, 64, 64
 MODELS = ("tiny-kimi-linear", "tiny-deepseek-v3", "tiny-qwen3-next", "tiny-gemma3", "tiny-llama")
+WITH_EXPERTS = ("tiny-kimi-linear", "tiny-deepseek-v3", "tiny-qwen3-next")
 
 
 def delta_rows(tokens: int, channels: int) -> DeltaRows:
@@ -91,6 +92,8 @@ def test_causal_attention_equals_the_processors(rows: int, past: int, heads: int
 @pytest.mark.parametrize("name", MODELS)
 def test_recorded_steps_equal_plain_ones(name: str) -> None:
     dtype, device = torch.bfloat16, torch.device("cuda")
+    if name in WITH_EXPERTS and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("grouped products look at their sizes before Hopper")
     kernels = open_cuda_kernels(dtype)
     network = load_model(tiny_model(name), served_name="m", block_tokens=16, dtype=dtype, device=device, kernels=kernels)
     graphed = GraphedDecoder(network, CudaRecorder(device), max_rows=4)
