@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -58,6 +59,9 @@ class Target:
             total += next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
             waiting += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
         return total
+
+
+Start = Callable[[ExitStack], Target]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +209,8 @@ def start_router(stack: ExitStack, directory: Path) -> Target:
     return Target("prfaas", f"http://127.0.0.1:{port}", process)
 
 
-def peers(stack: ExitStack, python: Path, backend: str) -> Iterator[Target]:
-    """The other proxies, one after the other."""
+def peers(python: Path, backend: str) -> Iterator[Start]:
+    """How to start the other proxies."""
     folder, proxies = python.parent, str(HERE / "http_proxies.py")
     quiet = ("--disable-retries", "--disable-circuit-breaker", "--policy", "round_robin", "--worker-urls", backend)
     commands: dict[str, Callable[[str], tuple[str, ...]]] = {
@@ -223,30 +227,41 @@ def peers(stack: ExitStack, python: Path, backend: str) -> Iterator[Target]:
         ),
     }
     for name, command in commands.items():
-        port = free_port()
-        yield Target(name, f"http://127.0.0.1:{port}", stack.enter_context(program(*command(str(port)))))
+        yield partial(start_peer, name=name, command=command)
+
+
+def start_peer(stack: ExitStack, *, name: str, command: Callable[[str], tuple[str, ...]]) -> Target:
+    port = free_port()
+    return Target(name, f"http://127.0.0.1:{port}", stack.enter_context(program(*command(str(port)))))
 
 
 async def run(options: argparse.Namespace, report: Report, directory: Path) -> None:
+    """One proxy after the other, each alone with the backend, which is measured anew beside each."""
     with ExitStack() as stack:
         port = free_port()
         backend = stack.enter_context(program(sys.executable, "-m", "benchmarks.http_ends", "http", "--port", str(port)))
         direct = Target("no proxy", f"http://127.0.0.1:{port}", backend)
-        targets = [direct, start_router(stack, directory)]
-        targets += peers(stack, options.peers, direct.url) if options.peers is not None else ()
-        usable = []
-        for target in targets:
-            try:
-                await wait_ready(target)
-                usable.append(target)
-            except WorkerUnreachable as error:
-                print(f"left out: {error}", file=sys.stderr)
-        rounds = [{t.name: await measure(t, options.requests) for t in usable} for _ in range(options.rounds)]
-        medians = {t.name: _median([r[t.name] for r in rounds]) for t in usable}
-        for target in usable[1:]:
-            add_rows(report, target.name, medians)
-        for target in usable[1:]:
-            await add_memory(report, target)
+        await wait_ready(direct)
+        starts: list[Start] = [lambda own: start_router(own, directory)]
+        starts += peers(options.peers, direct.url) if options.peers is not None else ()
+        for start in starts:
+            with ExitStack() as own:
+                await compare(start(own), direct, options, report)
+
+
+async def compare(target: Target, direct: Target, options: argparse.Namespace, report: Report) -> None:
+    """All rows of one proxy. One that does not serve is left out, and said so."""
+    try:
+        await wait_ready(target)
+    except WorkerUnreachable as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return
+    bare, found = [], []
+    for _ in range(options.rounds):
+        bare.append(await measure(direct, options.requests))
+        found.append(await measure(target, options.requests))
+    add_rows(report, target.name, _median(found), _median(bare))
+    await add_memory(report, target)
 
 
 def _median(found: list[Figures]) -> Figures:
@@ -262,9 +277,8 @@ def _median(found: list[Figures]) -> Figures:
     )
 
 
-def add_rows(report: Report, name: str, medians: dict[str, Figures]) -> None:
+def add_rows(report: Report, name: str, found: Figures, bare: Figures) -> None:
     """Latencies as what the proxy adds to the backend's own."""
-    found, bare = medians[name], medians["no proxy"]
     report.add(Measurement(f"{name}: added latency P50", found.p50_ms - bare.p50_ms, "ms", lower_is_better=True))
     report.add(Measurement(f"{name}: added latency P99", found.p99_ms - bare.p99_ms, "ms", lower_is_better=True))
     added = found.first_p50_ms - bare.first_p50_ms

@@ -1,14 +1,17 @@
 """Do independent load tools see what `prfaas bench` sees? aiperf and guidellm, unmodified, on the same workload in one run.
 
-    python -m benchmarks.load_tools --aiperf BIN --guidellm BIN [--server smollm2] [--json FILE] [--check]
+    python -m benchmarks.load_tools --aiperf BIN --guidellm BIN [--server smollm2] [--split-cores] [--json FILE] [--check]
 
 Each tool is installed in an environment of its own (`python -m venv DIR && DIR/bin/pip install aiperf`), and named by its
-program. The server is emulated by default: its steps take a fixed time, so that what differs is the tools.
+program. The server is emulated by default: its steps take a fixed time, so that what differs is the tools. With a real engine a
+tool that computes takes the server's cores; so beside what each tool saw stands what the server measured of the same requests,
+and with `--split-cores` the tools have the last core to themselves.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +19,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -77,6 +80,8 @@ class Seen:
     latency_ms: float
     output_tokens_per_s: float
     prompt_tokens: float  # as the server counted them
+    told_ttft_ms: float = 0.0  # the server's own account of the same requests
+    told_latency_ms: float = 0.0
 
     def named(self) -> dict[str, tuple[float, str]]:
         return {
@@ -93,7 +98,7 @@ Tool = Callable[[str, str, Workload, Path, Path], Seen]  # program, URL, workloa
 def ours(url: str, work: Workload, template_tokens: int) -> Seen:
     length, out = work.isl + template_tokens, Lengths(work.osl, work.osl)
     plan = Plan(
-        arrival=Arrival(work.concurrency), shape=Shape(Lengths(length, length), out), requests=work.requests, warmup=2,
+        arrival=Arrival(work.concurrency), shape=Shape(Lengths(length, length), out), requests=work.requests, warmup=0,
         endpoint=Endpoint.CHAT, extra={"ignore_eos": True}, seed=work.seed,
     )  # fmt: skip
     found: Figures = bench(url, plan, MonotonicClock(), say=lambda _: None).figures
@@ -108,7 +113,7 @@ def aiperf(program: str, url: str, work: Workload, tokenizer: Path, folder: Path
     _run(
         program, "profile", "-m", MODEL, "--url", url, "--endpoint-type", "chat", "--streaming", "--tokenizer", str(tokenizer),
         "--isl", str(work.isl), "--osl", str(work.osl), "--concurrency", str(work.concurrency), "--request-count",
-        str(work.requests), "--warmup-request-count", "2", "--random-seed", str(work.seed), "--artifact-dir", str(folder),
+        str(work.requests), "--random-seed", str(work.seed), "--artifact-dir", str(folder),
         "--extra-inputs", "ignore_eos:true", "--use-server-token-count", "--ui-type", "None", "--no-gpu-telemetry",
     )  # fmt: skip
     found = json.loads((folder / "profile_export_aiperf.json").read_text())
@@ -179,6 +184,7 @@ def main() -> int:
     parser.add_argument("--aiperf", metavar="BIN", default=shutil.which("aiperf"), help="(default: the one on the path)")
     parser.add_argument("--guidellm", metavar="BIN", default=shutil.which("guidellm"), help="(default: the one on the path)")
     parser.add_argument("--server", choices=("emulated", MODEL), default="emulated", help="(default: %(default)s)")
+    parser.add_argument("--split-cores", action="store_true", help="the server on all cores but the last, the tools on that")
     parser.add_argument("--url", help="a service that runs already, of the same model")
     parser.add_argument("--isl", type=int, default=512)
     parser.add_argument("--osl", type=int, default=32)
@@ -192,6 +198,9 @@ def main() -> int:
         parser.error("name at least one tool: --aiperf BIN, --guidellm BIN")
     report = Report(f"load tools, {options.isl} in, {options.osl} out, {options.server}", options.seed)
     model = resolve_model(MODEL, catalog(), progress=lambda text: print(text, file=sys.stderr))
+    cores = sorted(os.sched_getaffinity(0))
+    if options.split_cores:
+        os.sched_setaffinity(0, cores[:-1])
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         engine: dict[str, Any] = dict(ENGINE)
@@ -204,10 +213,15 @@ def main() -> int:
         )
         with running as url:
             extra = template_tokens(url)
+            warm = Workload(options.isl, options.osl, max(options.concurrency), 4, options.seed - 1)
+            ours(url, warm, extra)
+            if options.split_cores:
+                os.sched_setaffinity(0, cores[-1:])
             for concurrency in options.concurrency:
                 work = Workload(options.isl, options.osl, concurrency, options.requests, options.seed)
                 seen = _rounds(url, work, extra, tokenizer, tools, options.rounds, folder)
                 for name in seen:
+                    _told_rows(report, f"{name}, {concurrency} at once", seen[name])
                     if name != OURS:
                         _rows(report, f"{name}, {concurrency} at once", seen[name], seen[OURS])
     return finish(report, options)
@@ -221,15 +235,25 @@ def _rounds(
     for number in range(rounds):
         again = replace(work, seed=work.seed + number)  # prompts that no cache has seen
         print(f"{work.concurrency} at once, round {number + 1} of {rounds}: {', '.join(seen)}", file=sys.stderr)
-        seen[OURS].append(ours(url, again, extra))
+        seen[OURS].append(told(ours(url, again, extra), url, work))
         for name, (run, program) in tools.items():
             out = folder / f"{name}-{work.concurrency}-{number}"
             out.mkdir()
-            seen[name].append(run(program, url, again, tokenizer, out))
+            seen[name].append(told(run(program, url, again, tokenizer, out), url, work))
     return {
         name: Seen(*(median(values) for values in zip(*(astuple(each) for each in found), strict=True)))
         for name, found in seen.items()
     }
+
+
+def told(seen: Seen, url: str, work: Workload) -> Seen:
+    """With the server's own account of the run's requests. Raises RuntimeError when it does not have all of them."""
+    traces = httpx.get(f"{url}/live/state", trust_env=False).raise_for_status().json()["traces"]  # the newest first
+    whole = [trace for trace in traces if trace["prompt_tokens"] >= work.isl][: work.requests]  # asking for lengths is shorter
+    if len(whole) < work.requests:
+        raise RuntimeError(f"the server tells of {len(whole)} of {work.requests} requests; it keeps {len(traces)}")
+    ttft_s, latency_s = mean(trace["ttft_s"] for trace in whole), mean(trace["total_s"] for trace in whole)
+    return replace(seen, told_ttft_ms=ttft_s * 1e3, told_latency_ms=latency_s * 1e3)
 
 
 def _rows(report: Report, name: str, seen: Seen, base: Seen) -> None:
@@ -239,6 +263,18 @@ def _rows(report: Report, name: str, seen: Seen, base: Seen) -> None:
         note = f"{value:,.1f} {unit}, prfaas bench {own:,.1f} {unit}; {tokens}"
         difference = abs(value / own - 1) * 100
         report.add(Measurement(f"{name}: {what} differs", difference, "%", bar=BAR_PERCENT, lower_is_better=True, note=note))
+
+
+def _told_rows(report: Report, name: str, seen: Seen) -> None:
+    """What the tool saw, and how far it is from what the server says of the same requests."""
+    for what, value, own in (
+        ("TTFT", seen.ttft_ms, seen.told_ttft_ms),
+        ("request latency", seen.latency_ms, seen.told_latency_ms),
+    ):
+        difference = abs(value / own - 1) * 100
+        note = f"{value:,.1f} ms, the server {own:,.1f} ms"
+        what = f"{name}: {what} against the server's"
+        report.add(Measurement(what, difference, "%", bar=BAR_PERCENT, lower_is_better=True, note=note))
 
 
 if __name__ == "__main__":
