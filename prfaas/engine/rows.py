@@ -22,9 +22,11 @@ def build_plan(step: Round, strands: Mapping[int, tuple[Job, Strand]], ended: tu
 
 def is_answered(plan: StepPlan, result: StepResult) -> bool:
     """Whether a result has one entry for each row, with one drawn token for each draw."""
-    return all(
-        row.sequence_id in result.rows and len(result.rows[row.sequence_id].drawn) == len(row.draws) for row in plan.rows
-    )
+    for row in plan.rows:
+        answer = result.rows.get(row.sequence_id)
+        if answer is None or len(answer.drawn) != len(row.draws):
+            return False
+    return True
 
 
 def _row(share: Share, job: Job, strand: Strand) -> Row:
@@ -45,16 +47,19 @@ def _row(share: Share, job: Job, strand: Strand) -> Row:
 
 
 def _draws(job: Job, strand: Strand) -> tuple[Draw, ...]:
+    request = job.request
     return tuple(
-        Draw(
-            index=sample.index,
-            position=len(sample.tokens),
-            params=job.request.sampling,
-            prompt_tokens=job.request.tokens,
-            output_tokens=tuple(sample.tokens) if sample.sample_key else (),
-            sample_key=sample.sample_key,
-        )
-        for sample in strand.samples
+        [
+            Draw(
+                index=sample.index,
+                position=len(sample.tokens),
+                params=request.sampling,
+                prompt_tokens=request.tokens,
+                output_tokens=tuple(sample.tokens) if sample.sample_key else (),
+                sample_key=sample.sample_key,
+            )
+            for sample in strand.samples
+        ]
     )
 
 

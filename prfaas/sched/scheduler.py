@@ -121,8 +121,10 @@ class Scheduler:
     def schedule(self) -> Round:
         """Decide the next step. Its blocks are taken, nothing is computed yet."""
         preempted: list[Sequence] = []
-        decodes = [s for s in self._running if s.decoding]
-        prefills = [s for s in self._running if not s.decoding]
+        decodes: list[Sequence] = []
+        prefills: list[Sequence] = []
+        for sequence in self._running:
+            (decodes if sequence.decoding else prefills).append(sequence)
         budget = self._limits.max_step_tokens
         for_decodes = max(1, budget - 1) if prefills or len(self._waiting) else budget  # decodes never stop prefills
         shares: list[Share] = []

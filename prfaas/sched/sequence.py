@@ -51,7 +51,7 @@ class Sequence:
 
     @property
     def decoding(self) -> bool:
-        return self.remaining == 1 and self.computed >= self.num_prompt
+        return self.computed >= self.num_prompt and len(self.tokens) - self.computed == 1
 
     @property
     def held(self) -> Lease:
