@@ -162,7 +162,7 @@ class BlockTable:
             column = self._fill[buckets] + np.arange(len(pending)) - first
             fits = column < _BUCKET
             flat[buckets[fits] * _BUCKET + column[fits]] = slots[pending[fits]]
-            np.add.at(self._fill, buckets[fits], 1)
+            self._fill[buckets[fits]] = column[fits] + 1  # of a bucket's newcomers the last counts
             pending, buckets = pending[~fits], (buckets[~fits] + 1) & (len(self._slots) - 1)
 
 

@@ -60,7 +60,7 @@ def block_keys(hashes: Sequence[BlockHash]) -> Keys:
     Raises:
         InvalidRequest: a name is not 16 bytes long.
     """
-    if any(len(name) != HASH_BYTES for name in hashes):
+    if not {HASH_BYTES}.issuperset(map(len, hashes)):
         raise InvalidRequest(f"a block name must have {HASH_BYTES} bytes", param="hashes")
     words: NDArray[np.uint64] = np.frombuffer(b"".join(hashes), dtype="<u8").astype(np.uint64, copy=False)
     keys = words[::2].copy()
