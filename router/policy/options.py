@@ -124,7 +124,6 @@ def choose_decode(request: RequestView, view: FleetView, now_s: float) -> Worker
 
 # Cost, id (so that equal costs have an order), missing tokens, compute seconds, worker.
 _Ranked = tuple[float, WorkerId, int, float, WorkerView]
-_DOORS = tuple(role for role in Role if role.opens_prefill)
 
 
 def _rank(
@@ -138,16 +137,19 @@ def _rank(
         link = view.links.get(way)
         rtt_s = link.rtt_s if link is not None else 0.0
         stream_s = scorers.stream_s(link, num_bytes, view.promised_bytes.get(way, 0))
-    models = {role: view.models.get(Kind(site, role)) for role in _DOORS}
-    without = dict.fromkeys(_DOORS, 0)  # ranked workers that have nothing of the prompt cached
+    workers = filters.prefill_workers(view, decode, site, request)
+    wanted = {worker.role: limit for worker in workers}  # further ones of each role that have nothing of the prompt cached
+    models = {role: view.models.get(Kind(site, role)) for role in wanted}
     ranked: list[_Ranked] = []
-    for worker in filters.prefill_workers(view, decode, site, request):
+    for worker in workers:
         cached = request.cached_tokens.get(worker.worker_id, 0)
-        if not cached and without[worker.role] >= limit:
+        if not cached and not wanted[worker.role]:
+            if not request.cached_tokens and not any(wanted.values()):
+                break
             continue  # equally fast workers with shorter queues stand before it already
         if not filters.can_prefill(worker, request, decode, oldest_s):
             continue
-        without[worker.role] += not cached
+        wanted[worker.role] -= not cached
         compute_s = scorers.compute_s(worker, request, models[worker.role])
         landed_s = max(worker.queued_s + compute_s, stream_s) + rtt_s
         ranked.append((landed_s, worker.worker_id, request.num_tokens - cached, compute_s, worker))
