@@ -7,9 +7,9 @@ import socket
 
 from prfaas.errors import StartupError
 
-# Below the ports that systems give to outgoing connections (from 32,768 on Linux, 49,152 elsewhere): one of those may be
-# taken between being found free and being bound.
-_QUIET_PORTS = range(16_384, 32_768)
+# Below the ports that systems give to outgoing connections (from 32,768 on Linux, 49,152 elsewhere), one of which may be taken
+# between being found free and being bound; above those that Ray gives to its workers.
+_QUIET_PORTS = range(20_000, 32_768)
 _ATTEMPTS = 64
 
 

@@ -6,9 +6,10 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
@@ -212,13 +213,13 @@ class System:
         sampling.max_tokens, sampling.n, sampling.ignore_eos = max_tokens, 1, True
         sampling.temperature, sampling.top_p, sampling.repetition_penalty = 0.0, 1.0, 1.0
         found, cached_tokens = list[int](), 0
-        with grpc.insecure_channel(decode.address) as channel:
-            for event in decode_pb2_grpc.DecodeServiceStub(channel).Generate(message, timeout=110.0):
-                if event.HasField("prefilled"):
-                    assert event.prefilled.route == route, (event.prefilled.route, list(event.prefilled.attempts))
-                    assert (event.prefilled.kv_bytes > 0) == (route != "inline")
-                    cached_tokens = event.prefilled.cached_tokens
-                found.extend(output.token_id for output in event.tokens.outputs)
+        for event in _call(decode.address, message):
+            assert not event.HasField("failed"), event.failed
+            if event.HasField("prefilled"):
+                assert event.prefilled.route == route, (event.prefilled.route, list(event.prefilled.attempts))
+                assert (event.prefilled.kv_bytes > 0) == (route != "inline")
+                cached_tokens = event.prefilled.cached_tokens
+            found.extend(output.token_id for output in event.tokens.outputs)
         return Answer(found, cached_tokens)
 
     def close(self) -> None:
@@ -231,3 +232,15 @@ class System:
             except subprocess.TimeoutExpired:
                 self.router.kill()
                 self.router.wait()
+
+
+def _call(address: str, message: decode_pb2.GenerateRequest) -> Iterator[decode_pb2.GenerateEvent]:
+    """The events of one call, in a stream of its own."""
+    requests: SimpleQueue[decode_pb2.GenerateRequests | None] = SimpleQueue()
+    requests.put(decode_pb2.GenerateRequests(started=[message]))
+    with grpc.insecure_channel(address) as channel:
+        stub = decode_pb2_grpc.DecodeServiceStub(channel)
+        for events in stub.Generate(iter(requests.get, None), timeout=110.0):
+            yield from events.events
+            if events.events[-1].WhichOneof("event") in ("finished", "failed"):
+                requests.put(None)
