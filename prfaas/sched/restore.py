@@ -82,12 +82,13 @@ class RestoreModel:
         """Forecast of copying `num_bytes` to the device."""
         return self._factor * self._cost.total_s(num_bytes)
 
-    def decide(self, num_tokens: int, num_bytes: int) -> tuple[Outcome, Reason]:
+    def decide(self, origin: Origin, num_tokens: int, num_bytes: int) -> HostChoice:
         """What to do about `num_tokens` that `num_bytes` from host memory would spare."""
         compute_s = self.compute_s(num_tokens)
         if compute_s is None:
-            return Outcome.RESTORED, Reason.UNMEASURED
-        return (Outcome.RESTORED if self.restore_s(num_bytes) <= compute_s else Outcome.COMPUTED), Reason.FASTER
+            return HostChoice(origin, Outcome.RESTORED, Reason.UNMEASURED)
+        outcome = Outcome.RESTORED if self.restore_s(num_bytes) <= compute_s else Outcome.COMPUTED
+        return HostChoice(origin, outcome, Reason.FASTER)
 
     def computed(self, num_tokens: int, took_s: float) -> None:
         """A step computed so many tokens of prompts (0: none) in that time."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prfaas.cache.hybrid import Demand, HostHit, HybridCache, Opened
 from prfaas.cache.lease import Move, Snapshot
@@ -213,9 +213,9 @@ class Scheduler:
         hit, host = self._cache.match(names, num_tokens), self._cache.match_host(names, num_tokens)
         if host is None or host.blocks <= hit:
             return hit, None, None
-        outcome, reason = self.restores.decide((host.blocks - hit) * self._block_tokens, host.num_bytes)
-        choice = HostChoice(Origin.PREEMPTION if sequence.preempted else Origin.PROMPT, outcome, reason)
-        return hit, (host if outcome is Outcome.RESTORED else None), choice
+        origin = Origin.PREEMPTION if sequence.preempted else Origin.PROMPT
+        choice = self.restores.decide(origin, (host.blocks - hit) * self._block_tokens, host.num_bytes)
+        return hit, (host if choice.outcome is Outcome.RESTORED else None), choice
 
     def _take(self, sequence: Sequence, held: int, *, from_host: bool) -> Opened | None:
         num_tokens = len(sequence.tokens)
@@ -230,7 +230,7 @@ class Scheduler:
 
     def _count(self, choice: HostChoice, *, from_host: bool) -> None:
         if choice.outcome is Outcome.RESTORED and not from_host:
-            choice = HostChoice(choice.origin, Outcome.COMPUTED, Reason.NO_ROOM)
+            choice = replace(choice, outcome=Outcome.COMPUTED, reason=Reason.NO_ROOM)
         elif choice.outcome is Outcome.COMPUTED:
             self.restores.fade()
         self.host_choices[choice] += 1

@@ -26,19 +26,19 @@ def model(tokens_per_s: float, cost: CopyCost = COST) -> RestoreModel:
 def test_the_faster_way_is_taken_on_both_sides_of_the_break_even() -> None:
     restores = model(tokens_per_s=10_000.0)
     assert restores.restore_s(9_000_000) == pytest.approx(0.010)
-    assert restores.decide(100, 8_999_000) == (Outcome.RESTORED, Reason.FASTER)
-    assert restores.decide(100, 9_001_000) == (Outcome.COMPUTED, Reason.FASTER)
-    assert restores.decide(99, 8_999_000) == (Outcome.COMPUTED, Reason.FASTER)
+    assert restores.decide(Origin.PROMPT, 100, 8_999_000) == HostChoice(Origin.PROMPT, Outcome.RESTORED, Reason.FASTER)
+    assert restores.decide(Origin.PROMPT, 100, 9_001_000) == HostChoice(Origin.PROMPT, Outcome.COMPUTED, Reason.FASTER)
+    assert restores.decide(Origin.PROMPT, 99, 8_999_000) == HostChoice(Origin.PROMPT, Outcome.COMPUTED, Reason.FASTER)
 
 
 def test_what_every_restore_costs_decides_about_short_prefixes() -> None:
     restores = model(tokens_per_s=10_000.0, cost=CopyCost(fixed_s=2e-3, s_per_byte=0.0))
-    assert restores.decide(16, 1)[0] is Outcome.COMPUTED
-    assert restores.decide(64, 1)[0] is Outcome.RESTORED
+    assert restores.decide(Origin.PROMPT, 16, 1).outcome is Outcome.COMPUTED
+    assert restores.decide(Origin.PROMPT, 64, 1).outcome is Outcome.RESTORED
 
 
 def test_before_anything_was_computed_prefixes_are_restored() -> None:
-    assert model(0.0).decide(1, 10**12) == (Outcome.RESTORED, Reason.UNMEASURED)
+    assert model(0.0).decide(Origin.PROMPT, 1, 10**12) == HostChoice(Origin.PROMPT, Outcome.RESTORED, Reason.UNMEASURED)
 
 
 def test_slower_copies_than_measured_are_learnt_and_faster_ones_again() -> None:
@@ -67,7 +67,7 @@ def test_a_single_outlier_changes_little_and_fades_while_nothing_is_restored() -
 
 def test_without_a_first_measurement_the_first_restore_is_one() -> None:
     restores = model(tokens_per_s=1000.0, cost=FREE)
-    assert restores.decide(1, 10**9)[0] is Outcome.RESTORED
+    assert restores.decide(Origin.PROMPT, 1, 10**9).outcome is Outcome.RESTORED
     restores.restored(1000, 0.5)
     assert restores.restore_s(2000) == pytest.approx(1.0)
 
@@ -88,10 +88,10 @@ def test_a_longer_prefix_for_the_same_bytes_is_never_less_worth_restoring(
     tokens: int, num_bytes: int, rate: float, more: int
 ) -> None:
     restores = model(rate)
-    if restores.decide(tokens, num_bytes)[0] is Outcome.RESTORED:
-        assert restores.decide(tokens + more, num_bytes)[0] is Outcome.RESTORED
+    if restores.decide(Origin.PROMPT, tokens, num_bytes).outcome is Outcome.RESTORED:
+        assert restores.decide(Origin.PROMPT, tokens + more, num_bytes).outcome is Outcome.RESTORED
     else:
-        assert restores.decide(tokens, num_bytes + more)[0] is Outcome.COMPUTED
+        assert restores.decide(Origin.PROMPT, tokens, num_bytes + more).outcome is Outcome.COMPUTED
 
 
 def sequence(number: int, length: int, arrival_s: float = 0.0) -> Sequence:
@@ -153,3 +153,12 @@ def test_choices_after_a_preemption_are_told_apart(shape: str) -> None:
         scheduler.enqueue(one, 0.0)
     finish(scheduler, cache)
     assert scheduler.host_choices[HostChoice(Origin.PREEMPTION, Outcome.RESTORED, Reason.FASTER)] > 0
+
+
+def test_a_restore_that_does_not_fit_is_computed_where_nothing_else_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, cache = crowded("kimi", 10.0, COST)
+    finish(scheduler, cache, sequence(1, 40))
+    finish(scheduler, cache, sequence(2, 40))
+    monkeypatch.setattr(cache, "restore", lambda *_: None)
+    assert finish(scheduler, cache, sequence(1, 40)) == 40 + 4
+    assert scheduler.host_choices == {HostChoice(Origin.PROMPT, Outcome.COMPUTED, Reason.NO_ROOM): 1}
