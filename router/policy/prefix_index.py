@@ -29,7 +29,8 @@ from prfaas.types import (
 from router.policy.block_table import NO_KEY, BlockTable, Keys, Places
 from router.policy.holder_sets import WORD_BITS, HolderSets, Masks, SetNumbers
 
-_FEW_SETS = 4096  # are not worth a sweep
+_FEW_SETS = 4096  # are not worth a sweep, which passes over all blocks,
+_BLOCKS_PER_SET = 64  # nor is one more for so many blocks: it takes a tenth of their room
 _ALL = np.uint64(2**64 - 1)
 
 
@@ -135,7 +136,7 @@ class FamilyIndex:
             if len(places):
                 column = self._column(event.group, event.tier)
                 column[places] = self._sets.changed(column[places], bit, member=stored)
-        if len(self._sets) > 2 * self._swept_sets + _FEW_SETS:
+        if len(self._sets) > 2 * self._swept_sets + max(_FEW_SETS, len(self._blocks) // _BLOCKS_PER_SET):
             self._sweep()
 
     def match(self, keys: Keys) -> dict[WorkerId, int]:
