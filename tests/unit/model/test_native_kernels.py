@@ -46,7 +46,7 @@ def close(ours: torch.Tensor, wanted: torch.Tensor) -> bool:
     return bool((ours.float() - wanted.float()).abs().max() <= 0.012 * wanted.float().abs().max() + 1e-6)
 
 
-SHAPES = [(1, 576, 960), (3, 33, 7), (4, 64, 1030), (7, 100, 130), (16, 1536, 577)]
+SHAPES = [(1, 576, 960), (3, 33, 7), (4, 64, 1031), (7, 100, 130), (16, 1536, 577)]
 LONG_SHAPES = [(17, 64, 64), (40, 33, 9), (29, 98, 200), (300, 576, 97), (515, 30, 31)]
 
 
@@ -109,6 +109,7 @@ def plan_access(segments: list[tuple[int, int]], group: CacheGroup = FULL, absen
 
 MIXES = {
     "decodes": [(1, 50), (1, 3), (1, 100)],
+    "long decodes": [(1, 700), (1, 130)],
     "prompt": [(200, 0)],
     "continued": [(37, 111)],
     "mixed": [(1, 70), (20, 5), (1, 0), (45, 90)],

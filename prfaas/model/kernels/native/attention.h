@@ -1,7 +1,8 @@
 // Softmax attention over a paged cache, block by block of keys with a running maximum ("FlashAttention", arXiv:2205.14135).
 //
 // All query heads of a key head, and several tokens, are rows of the same products, so keys and values are packed once for
-// all of them. A decode is a run of one token.
+// all of them. A decode is a run of one token; where few heads share a key, packing would cost more than the products, so keys
+// and values are read as they lie.
 
 #pragma once
 
@@ -12,7 +13,8 @@
 namespace {
 
 constexpr int64_t kKeys = 4 * kPanel;      // keys of one block
-constexpr int64_t kWorthSharing = 1 << 20;  // multiplications; below, letting others in takes longer
+constexpr int64_t kFewQueries = 8;            // heads that share a key, up to which a single token's keys are not packed
+constexpr int64_t kWorthSharing = 1 << 16;  // multiplications; below, letting others in takes longer
 constexpr int64_t kQueryRows = 9 * kTileRows;  // rows (tokens times heads of a group) that share a packed block
 
 struct Attention {
@@ -25,26 +27,29 @@ struct Attention {
   float scale;
 };
 
-struct QueryBlock {  // `count` tokens of a run from `first` on, for the heads of one key head
-  int64_t run, first, count, head;
+struct QueryBlock {  // `count` tokens of a run from `first` on, for the queries of `heads` key heads from `head` on
+  int64_t run, first, count, head, heads;
 };
 
 struct AttentionBuffers {  // of one thread
   std::vector<bf16> query, keys, values, weights;
   std::vector<float> scores, partial;
+  const bf16 *found_keys[kKeys], *found_values[kKeys];
 };
 
 inline int64_t sums_width(const Attention& a) { return (a.dv + kPanel - 1) / kPanel * kPanel; }
 
 inline int64_t query_tokens(const Attention& a) { return std::max<int64_t>(1, kQueryRows / a.group); }
 
+inline bool is_lone(const Attention& a, const QueryBlock& block) { return block.count == 1 && a.group <= kFewQueries; }
+
 struct Partial {  // attention to some of the keys, by row: sums of weights times values, sums of weights, base of exponents
   float *sums, *total, *top;
 
-  static int64_t floats(const Attention& a) { return query_tokens(a) * a.group * (sums_width(a) + 2); }
+  static int64_t rows(const Attention& a) { return std::max(query_tokens(a), a.kv_heads) * a.group; }
+  static int64_t floats(const Attention& a) { return rows(a) * (sums_width(a) + 2); }
 
-  Partial(const Attention& a, float* memory)
-      : sums(memory), total(sums + query_tokens(a) * a.group * sums_width(a)), top(total + query_tokens(a) * a.group) {}
+  Partial(const Attention& a, float* memory) : sums(memory), total(sums + rows(a) * sums_width(a)), top(total + rows(a)) {}
 };
 
 // Positions that some token of the block sees.
@@ -62,20 +67,23 @@ inline const bf16* entry(const Attention& a, const bf16* base, int64_t stride, i
   return base + (block * a.block_tokens + position % a.block_tokens) * stride;
 }
 
+// The first 16 elements (of a mask) of two rows, element by element side by side.
+inline __m512i zip(const bf16* even, const bf16* odd, __mmask16 mask) {
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+                                         19, 3, 18, 2, 17, 1, 16, 0);
+  const __m256i low = _mm256_maskz_loadu_epi16(mask, even);
+  const __m256i high = odd ? _mm256_maskz_loadu_epi16(mask, odd) : _mm256_setzero_si256();
+  return _mm512_permutexvar_epi16(order, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+}
+
 // Values of `count` keys as panels over the channels: panel[pair of keys][channel][2].
 template <class Row>
 void pack_values(const Row& row, int64_t count, int64_t width, bf16* packed) {
-  const __m512i zip = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
-                                       3, 18, 2, 17, 1, 16, 0);
   for (int64_t j = 0; j < count; j += 2) {
     const bf16 *even = row(j), *odd = j + 1 < count ? row(j + 1) : nullptr;
     for (int64_t c = 0; c < width; c += 16) {
-      const __mmask16 mask = first16(width - c);
-      const __m256i low = _mm256_maskz_loadu_epi16(mask, even + c);
-      const __m256i high = odd ? _mm256_maskz_loadu_epi16(mask, odd + c) : _mm256_setzero_si256();
-      const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
       bf16* panel = packed + c / kPanel * kKeys * kPanel;
-      _mm512_storeu_si512(panel + (j / 2 * kPanel + c % kPanel) * 2, _mm512_permutexvar_epi16(zip, both));
+      _mm512_storeu_si512(panel + (j / 2 * kPanel + c % kPanel) * 2, zip(even + c, odd ? odd + c : nullptr, first16(width - c)));
     }
     if (width % kPanel && width % kPanel <= 16)
       _mm512_storeu_si512(packed + width / kPanel * kKeys * kPanel + (j / 2 * kPanel + 16) * 2, _mm512_setzero_si512());
@@ -109,9 +117,9 @@ inline float soften(float* scores, float scale, int64_t low, int64_t high, bf16*
 }
 
 inline void gather_query(const Attention& a, const QueryBlock& block, bf16* out) {
-  const int64_t width = a.group * a.dk, row = a.runs[3 * block.run] + block.first;
-  for (int64_t t = 0; t < block.count; ++t)
-    std::memcpy(out + t * width, a.query + (row + t) * a.query_stride + block.head * width, size_t(width) * sizeof(bf16));
+  const int64_t width = block.heads * a.group * a.dk, row = a.runs[3 * block.run] + block.first;
+  const bf16* from = a.query + row * a.query_stride + block.head * a.group * a.dk;
+  for (int64_t t = 0; t < block.count; ++t) std::memcpy(out + t * width, from + t * a.query_stride, size_t(width) * sizeof(bf16));
 }
 
 // Rows [first, first + tile) of a block against the packed keys [from, from + count).
@@ -137,34 +145,129 @@ inline void attend_tile(const Attention& a, int64_t first_end, int64_t first, in
     });
 }
 
-// Attention of a block to positions [begin, end).
-inline void attend_range(const Attention& a, const QueryBlock& block, Reach range, AttentionBuffers& b, const Partial& p) {
-  const int64_t rows = block.count * a.group, first_end = a.runs[3 * block.run + 2] + block.first + 1;
-  b.query.resize(size_t(rows * a.dk));
+// Scores of R query rows against `count` keys as they lie, four at a time.
+template <int R>
+void score_rows(const bf16* query, const bf16* const* keys, int64_t offset, int64_t count, int64_t depth, float* scores) {
+  for (int64_t j = 0; j < count; j += 4) {
+    const bf16* key[4];
+    for (int i = 0; i < 4; ++i) key[i] = keys[std::min(j + i, count - 1)] + offset;
+    __m512 sums[R][4];
+    for (auto& row : sums) row[0] = row[1] = row[2] = row[3] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < depth; k += 32) {
+      const __mmask32 mask = first32(depth - k);
+      __m512bh part[4];
+      for (int i = 0; i < 4; ++i) part[i] = load_pairs(key[i] + k, mask);
+      for (int r = 0; r < R; ++r) {
+        const __m512bh row = load_pairs(query + r * depth + k, mask);
+        for (int i = 0; i < 4; ++i) sums[r][i] = _mm512_dpbf16_ps(sums[r][i], part[i], row);
+      }
+    }
+    for (int r = 0; r < R; ++r) reduce(sums[r], scores + r * kKeys + j);
+  }
+}
+
+// sums = sums * kept + weights times `count` values as they lie, for R rows.
+template <int R>
+void weigh_rows(const bf16* weights, const bf16* const* values, int64_t offset, int64_t count, int64_t width, const float* kept,
+                float* sums, int64_t sums_stride) {
+  for (int64_t c = 0; c < width; c += 64) {
+    __m512 more[R][4];
+    for (auto& row : more) row[0] = row[1] = row[2] = row[3] = _mm512_setzero_ps();
+    for (int64_t j = 0; j < count; j += 2) {
+      const bf16 *even = values[j] + offset + c, *odd = j + 1 < count ? values[j + 1] + offset + c : nullptr;
+      __m512bh pairs[4];
+      for (int i = 0; i < 4; ++i)
+        pairs[i] = (__m512bh)zip(even + 16 * i, odd ? odd + 16 * i : nullptr, first16(width - c - 16 * i));
+      for (int r = 0; r < R; ++r) {
+        const __m512bh weight = broadcast_pair(weights + r * kKeys + j);
+        for (int i = 0; i < 4; ++i) more[r][i] = _mm512_dpbf16_ps(more[r][i], pairs[i], weight);
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < 4 && c + 16 * i < sums_stride; ++i) {
+        float* at = sums + r * sums_stride + c + 16 * i;
+        _mm512_storeu_ps(at, _mm512_fmadd_ps(_mm512_loadu_ps(at), _mm512_set1_ps(kept[r]), more[r][i]));
+      }
+  }
+}
+
+// Where the entries of positions [from, from + count) lie. All their lines are read, in order: a core gets several times as many
+// bytes per second from a stream as from one head's share of every entry.
+inline void find_entries(const Attention& a, const bf16* base, int64_t stride, int64_t run, int64_t from, int64_t count,
+                         const bf16** found) {
+  __m512i seen = _mm512_setzero_si512();
+  for (int64_t j = 0; j < count;) {
+    const int64_t here = std::min(count - j, a.block_tokens - (from + j) % a.block_tokens);
+    const bf16* first = entry(a, base, stride, run, from + j);
+    for (int64_t i = 0; i + 32 <= here * stride; i += 32) seen = _mm512_or_si512(seen, _mm512_loadu_si512(first + i));
+    for (int64_t i = 0; i < here; ++i) found[j + i] = first + i * stride;
+    j += here;
+  }
+  asm volatile("" ::"v"(seen));  // the reading is the purpose
+}
+
+// Rows [first, first + rows) of a lone block, queries of one key head, up to four at a time.
+template <int R = 4>
+void attend_lone(const Attention& a, int64_t head, int64_t first, int64_t rows, int64_t count, AttentionBuffers& b,
+                 const Partial& p) {
+  if constexpr (R > 1) {
+    if (rows < R) return attend_lone<R - 1>(a, head, first, rows, count, b, p);
+  }
+  score_rows<R>(&b.query[size_t(first * a.dk)], b.found_keys, head * a.dk, count, a.dk, b.scores.data());
+  float kept[R];
+  for (int64_t r = 0; r < R; ++r)
+    kept[r] = soften(&b.scores[size_t(r * kKeys)], a.scale * kLog2e, 0, count, &b.weights[size_t(r * kKeys)], p.top[first + r],
+                     p.total[first + r]);
+  const int64_t width = sums_width(a);
+  weigh_rows<R>(b.weights.data(), b.found_values, head * a.dv, count, a.dv, kept, p.sums + first * width, width);
+  if (rows > R) attend_lone(a, head, first + R, rows - R, count, b, p);
+}
+
+// All heads of one token against positions [from, from + count).
+inline void attend_found(const Attention& a, const QueryBlock& block, int64_t from, int64_t count, AttentionBuffers& b,
+                         const Partial& p) {
+  find_entries(a, a.keys, a.key_stride, block.run, from, count, b.found_keys);
+  find_entries(a, a.values, a.value_stride, block.run, from, count, b.found_values);
+  for (int64_t h = 0; h < block.heads; ++h) attend_lone(a, block.head + h, h * a.group, a.group, count, b, p);
+}
+
+inline void attend_packed(const Attention& a, const QueryBlock& block, int64_t from, int64_t count, AttentionBuffers& b,
+                          const Partial& p) {
+  const int64_t first_end = a.runs[3 * block.run + 2] + block.first + 1;
+  const bf16 *keys = a.keys + block.head * a.dk, *values = a.values + block.head * a.dv;
   b.keys.resize(size_t(kKeys * a.dk));
   b.values.resize(size_t(kKeys * sums_width(a)));
+  for (int64_t half = 0; half < count; half += kPanel)
+    pack_rows([&](int64_t i) { return entry(a, keys, a.key_stride, block.run, from + half + i); },
+              std::min(kPanel, count - half), a.dk, &b.keys[size_t(half * a.dk)]);
+  pack_values([&](int64_t j) { return entry(a, values, a.value_stride, block.run, from + j); }, count, a.dv, b.values.data());
+  for_tiles(block.count * a.group,
+            [&](int64_t first, int64_t tile) { attend_tile(a, first_end, first, tile, from, count, b, p); });
+}
+
+// Attention of a block to positions [begin, end).
+inline void attend_range(const Attention& a, const QueryBlock& block, Reach range, AttentionBuffers& b, const Partial& p) {
+  const int64_t rows = block.count * block.heads * a.group;
+  b.query.resize(size_t(rows * a.dk));
   b.scores.resize(size_t(kTileRows * kKeys));
   b.weights.resize(size_t(kTileRows * kKeys));
   std::fill_n(p.sums, rows * sums_width(a), 0.0f);
   std::fill_n(p.total, rows, 0.0f);
   std::fill_n(p.top, rows, -1e30f);
   gather_query(a, block, b.query.data());
-  const bf16 *keys = a.keys + block.head * a.dk, *values = a.values + block.head * a.dv;
   for (int64_t from = range.begin; from < range.end; from += kKeys) {
     const int64_t count = std::min(kKeys, range.end - from);
-    for (int64_t half = 0; half < count; half += kPanel)
-      pack_rows([&](int64_t i) { return entry(a, keys, a.key_stride, block.run, from + half + i); },
-                std::min(kPanel, count - half), a.dk, &b.keys[size_t(half * a.dk)]);
-    pack_values([&](int64_t j) { return entry(a, values, a.value_stride, block.run, from + j); }, count, a.dv, b.values.data());
-    for_tiles(rows, [&](int64_t first, int64_t tile) { attend_tile(a, first_end, first, tile, from, count, b, p); });
+    if (is_lone(a, block)) attend_found(a, block, from, count, b, p);
+    else attend_packed(a, block, from, count, b, p);
   }
 }
 
 inline void finish_block(const Attention& a, const QueryBlock& block, const Partial& p) {
   const int64_t row = a.runs[3 * block.run] + block.first, width = sums_width(a);
-  for (int64_t r = 0; r < block.count * a.group; ++r) {
+  const int64_t queries = block.heads * a.group;  // of a token
+  for (int64_t r = 0; r < block.count * queries; ++r) {
     const __m512 inverse = _mm512_set1_ps(1.0f / p.total[r]);
-    bf16* out = a.out + (((row + r / a.group) * a.kv_heads + block.head) * a.group + r % a.group) * a.dv;
+    bf16* out = a.out + (((row + r / queries) * a.kv_heads + block.head) * a.group + r % queries) * a.dv;
     for (int64_t c = 0; c < a.dv; c += 16) {
       const __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(p.sums + r * width + c), inverse);
       _mm256_mask_storeu_epi16(out + c, first16(a.dv - c), narrow(sum));
@@ -187,8 +290,12 @@ inline std::vector<QueryBlock> query_blocks(const Attention& a) {
   const int64_t tokens = query_tokens(a);
   std::vector<QueryBlock> blocks;
   for (int64_t run = 0; run < a.num_runs; ++run)
-    for (int64_t rows = a.runs[3 * run + 1], first = 0; first < rows; first += tokens)
-      for (int64_t head = 0; head < a.kv_heads; ++head) blocks.push_back({run, first, std::min(tokens, rows - first), head});
+    for (int64_t rows = a.runs[3 * run + 1], first = 0; first < rows; first += tokens) {
+      const QueryBlock whole{run, first, std::min(tokens, rows - first), 0, a.kv_heads};
+      if (is_lone(a, whole)) blocks.push_back(whole);
+      else
+        for (int64_t head = 0; head < a.kv_heads; ++head) blocks.push_back({run, first, whole.count, head, 1});
+    }
   return blocks;
 }
 
@@ -210,10 +317,12 @@ inline void attend(Crew& crew, const Attention& a, float* shared) {
   for (const QueryBlock& block : blocks) {
     const int64_t keys = reach(a, block).end - reach(a, block).begin;
     longest = std::max(longest, keys);
-    work += keys * (a.dk + a.dv) * (block.count * a.group + kTileRows);  // packing a key costs about a tile of rows
+    const int64_t packing = is_lone(a, block) ? 0 : kTileRows;  // of a key costs about a tile of rows
+    work += keys * (a.dk + a.dv) * (block.count * block.heads * a.group + packing);
   }
   const int64_t most = most_parts(num, crew.pool.num_threads());
-  const int64_t parts = most == 1 ? 1 : std::clamp<int64_t>(longest / (4 * kKeys), 1, most);
+  const int64_t worth = is_lone(a, blocks.front()) ? kKeys : 4 * kKeys;  // keys of a part
+  const int64_t parts = most == 1 ? 1 : std::clamp<int64_t>(longest / worth, 1, most);
   const auto partial = [&](int64_t item) { return Partial(a, shared + item * Partial::floats(a)); };
   const auto attend_part = [&](int64_t item) {
     thread_local AttentionBuffers buffers;
@@ -234,7 +343,7 @@ inline void attend(Crew& crew, const Attention& a, float* shared) {
   crew.share(1, [&](int64_t) {
     for (int64_t i = 0; i < num; ++i) {
       const Partial whole = partial(i * parts);
-      for (int64_t part = 1; part < parts; ++part) merge(whole, partial(i * parts + part), blocks[size_t(i)].count * a.group, sums_width(a));
+      for (int64_t part = 1; part < parts; ++part) merge(whole, partial(i * parts + part), blocks[size_t(i)].count * blocks[size_t(i)].heads * a.group, sums_width(a));
       finish_block(a, blocks[size_t(i)], whole);
     }
   });

@@ -13,6 +13,13 @@
 
 namespace {
 
+template <class Out>  // bf16 or float
+struct Product {      // out[m, n] = x[m, :] . w[n, :] + bias[n]; rows of x and out are x_stride and n apart, w is contiguous
+  const bf16 *x, *w, *bias;
+  Out* out;
+  int64_t x_stride, m, n, k;
+};
+
 // ---- few rows ----------------------------------------------------------------------------------------------------
 
 // Sums of four registers, one in each element of every 128-bit lane, still to be added over the lanes.
@@ -36,34 +43,52 @@ inline void reduce(const __m512 (&sums)[N], float* totals) {
   for (; i < N; ++i) totals[i] = _mm512_reduce_add_ps(sums[i]);
 }
 
-// One weight row times M input rows. Rows go by one after the other, so memory is read in one stream: several streams side
-// by side halve what one core gets.
-template <int M, class Out>
-void dot(const bf16* x, int64_t x_stride, const bf16* w, int64_t depth, float added, Out* out, int64_t out_stride) {
-  __m512 sums[M];
-  for (auto& sum : sums) sum = _mm512_setzero_ps();
-  int64_t k = 0;
-  for (; k + 32 <= depth; k += 32) {
-    const __m512bh row = load_pairs(w + k);
+// N neighbouring columns of M rows of the result. Few input rows meet one weight row after the other, so that memory is read
+// in one stream: several streams side by side halve what one core gets. More input rows take long enough over two weight rows
+// to ask for the next two, in order, meanwhile.
+template <int M, int N, class Out>
+void dot(const Product<Out>& p, int64_t row, int64_t column) {
+  const bf16 *x = p.x + row * p.x_stride, *w = p.w + column * p.k, *ahead = w + N * p.k;
+  __m512 sums[N][M];
+  for (auto& of_column : sums)
+    for (auto& sum : of_column) sum = _mm512_setzero_ps();
+  const auto add = [&](int64_t k, const auto&... mask) {
+    __m512bh weight[N];
+    for (int n = 0; n < N; ++n) weight[n] = load_pairs(w + n * p.k + k, mask...);
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) sums[m] = _mm512_dpbf16_ps(sums[m], row, load_pairs(x + m * x_stride + k));
+    for (int m = 0; m < M; ++m) {
+      const __m512bh input = load_pairs(x + m * p.x_stride + k, mask...);
+      for (int n = 0; n < N; ++n) sums[n][m] = _mm512_dpbf16_ps(sums[n][m], weight[n], input);
+    }
+  };
+  int64_t k = 0;
+  for (; k + 32 <= p.k; k += 32) {
+    if constexpr (N > 1)
+      for (int n = 0; n < N; ++n, ahead += 32) _mm_prefetch(ahead, _MM_HINT_T0);
+    add(k);
   }
-  if (k < depth) {
-    const __mmask32 mask = first32(depth - k);
-    const __m512bh row = load_pairs(w + k, mask);
-    for (int m = 0; m < M; ++m) sums[m] = _mm512_dpbf16_ps(sums[m], row, load_pairs(x + m * x_stride + k, mask));
+  if (k < p.k) add(k, first32(p.k - k));
+  for (int n = 0; n < N; ++n) {
+    float totals[M];
+    reduce(sums[n], totals);
+    const float added = p.bias ? widen(p.bias[column + n]) : 0.0f;
+    for (int m = 0; m < M; ++m) put(p.out + (row + m) * p.n + column + n, totals[m] + added);
   }
-  float totals[M];
-  reduce(sums, totals);
-  for (int m = 0; m < M; ++m) put(out + m * out_stride, totals[m] + added);
 }
 
-// `dot` for any number of input rows.
-template <int M = 8, class Out>
-void dot_rows(int64_t m, const bf16* x, int64_t xs, const bf16* w, int64_t k, float added, Out* out, int64_t os) {
-  for (; m >= M; m -= M, x += M * xs, out += M * os) dot<M>(x, xs, w, k, added, out, os);
+constexpr int64_t kFewRows = 8;  // above this, transposing the weights pays
+
+// Columns [first, last) of all rows, M rows at a time and then those that are left.
+template <int M = kFewRows, class Out>
+void dot_columns(const Product<Out>& p, int64_t row, int64_t first, int64_t last) {
+  constexpr int N = M < 4 ? 1 : 2;
+  for (; row + M <= p.m; row += M) {
+    int64_t column = first;
+    for (; column + N <= last; column += N) dot<M, N>(p, row, column);
+    for (; column < last; ++column) dot<M, 1>(p, row, column);
+  }
   if constexpr (M > 1) {
-    if (m > 0) dot_rows<M - 1>(m, x, xs, w, k, added, out, os);
+    if (row < p.m) dot_columns<M - 1>(p, row, first, last);
   }
 }
 
@@ -153,13 +178,6 @@ inline void for_tiles(int64_t rows, const Body& body) {
   }
 }
 
-template <class Out>  // bf16 or float
-struct Product {      // out[m, n] = x[m, :] . w[n, :] + bias[n]; rows of x and out are x_stride and n apart, w is contiguous
-  const bf16 *x, *w, *bias;
-  Out* out;
-  int64_t x_stride, m, n, k;
-};
-
 // Columns [column, column + width) of rows [first, last).
 template <class Out>
 void product_block(const Product<Out>& p, int64_t column, int64_t width, int64_t first, int64_t last) {
@@ -185,17 +203,12 @@ void product_block(const Product<Out>& p, int64_t column, int64_t width, int64_t
   });
 }
 
-constexpr int64_t kFewRows = 8;  // above this, transposing the weights pays
-
 template <class Out>
 void product_few_rows(Crew& crew, const Product<Out>& p) {
   // Streams have to be long to run at full speed, and their number even for few threads to end together.
   constexpr int64_t kWorth = 65536, kLong = 131072;  // elements
   const int64_t size = p.n * p.k, chunks = size < kWorth ? 1 : std::min<int64_t>((size / kLong + 4) / 4 * 4, 64);
-  crew.share(chunks, [&](int64_t chunk) {
-    for (int64_t n = p.n * chunk / chunks; n < p.n * (chunk + 1) / chunks; ++n)
-      dot_rows(p.m, p.x, p.x_stride, p.w + n * p.k, p.k, p.bias ? widen(p.bias[n]) : 0.0f, p.out + n, p.n);
-  });
+  crew.share(chunks, [&](int64_t chunk) { dot_columns(p, 0, p.n * chunk / chunks, p.n * (chunk + 1) / chunks); });
 }
 
 template <class Out>
