@@ -12,19 +12,22 @@ from typing import Any
 import grpc.aio
 
 from prfaas import rpc
-from prfaas.errors import DeadlineExceeded, PrfaasError, WorkerError, WorkerUnreachable, error_from_json
+from prfaas.errors import DeadlineExceeded, PrfaasError, RequestCancelled, WorkerError, WorkerUnreachable, error_from_json
 from prfaas.pb import decode_pb2
 
+MAX_BEHIND_BYTES = 4 * 1024**2  # a hundred thousand tokens without log-probabilities
 GENERATE = "/prfaas.pb.DecodeService/Generate"
 
 
 class DecodeCall:
-    """One request on its way. What has come and is not taken is bounded by what was asked for: its max_tokens."""
+    """One request on its way. Of what has come, MAX_BEHIND_BYTES and an event wait to be taken: whoever reads too slowly for
+    that ends with RequestCancelled, for a stream that many share cannot wait for one."""
 
     def __init__(self, stream: DecodeStream, number: int) -> None:
         self._stream = stream
         self._number = number
         self._events: list[decode_pb2.GenerateEvent] = []
+        self._behind_bytes = 0
         self._news = asyncio.Event()
         self._error: PrfaasError | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -36,7 +39,7 @@ class DecodeCall:
             self._news.clear()
             await self._news.wait()
         if self._events:
-            events, self._events = self._events, []
+            events, self._events, self._behind_bytes = self._events, [], 0
             return events
         assert self._error is not None
         raise self._error
@@ -49,7 +52,12 @@ class DecodeCall:
 
     def put(self, event: decode_pb2.GenerateEvent) -> None:
         """For the stream: the worker told this."""
+        if self._behind_bytes > MAX_BEHIND_BYTES:
+            self.cancel()
+            self.fail(RequestCancelled(f"{self._behind_bytes} bytes of the answer wait for a client that does not read them"))
+            return
         self._events.append(event)
+        self._behind_bytes += event.ByteSize()
         self._news.set()
 
     def fail(self, error: PrfaasError) -> None:
