@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from router.gateway.generation import Generation, GenerationEvent
 
-# Few events wait here: a slow client is meant to slow the workers down.
+# Few events wait here; what a slow client leaves behind waits where it is bounded, at the stream from its worker.
 QUEUE_EVENTS = 16
 
 
