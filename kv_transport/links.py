@@ -22,7 +22,8 @@ class Path:
         self.tuner = tuner
         self.goodput = RateMeter()
         self.active = 0
-        self.queued_bytes = 0
+        self._queued_bytes = 0
+        self._waits = False  # bytes have waited ever since some landed last
         self.sent_bytes = 0
         self.retransmitted_bytes = 0
         self._configured = capacity_bytes_per_s
@@ -52,8 +53,14 @@ class Path:
         """Whether a round trip was measured within the window."""
         return self._rtt_s > 0 and now_s - self._rtt_at_s <= RTT_WINDOW_S
 
+    def queued(self, change_bytes: int) -> None:
+        """More or fewer bytes are known to wait for the path."""
+        self._queued_bytes += change_bytes
+        self._waits = self._waits and self._queued_bytes > 0
+
     def landed(self, num_bytes: int, now_s: float) -> None:
-        self.goodput.add(num_bytes, now_s)
+        self.goodput.add(num_bytes, now_s, waited=self._waits)
+        self._waits = self._queued_bytes > 0
         self._heard_s = now_s
 
     def transfer_ended(self, *, link_bound: bool) -> None:
@@ -71,7 +78,7 @@ class Path:
             dst=self.dst,
             capacity_bytes_per_s=self._configured or self._peak,
             goodput_bytes_per_s=self.goodput.bytes_per_s,
-            queued_bytes=max(0, self.queued_bytes),
+            queued_bytes=max(0, self._queued_bytes),
             rtt_s=self._rtt_s,
             loss_ratio=self.loss_ratio,
             retransmitted_bytes=self.retransmitted_bytes,
@@ -140,7 +147,7 @@ class FetchMonitor:
     def progress(self, progress: Progress, landed_bytes: int) -> None:
         queued = max(0, progress.ready_bytes - landed_bytes)
         if self._path is not None:
-            self._path.queued_bytes += queued - self._queued
+            self._path.queued(queued - self._queued)
             self._queued = queued
 
     def resumed(self) -> None:
@@ -179,7 +186,7 @@ class FetchMonitor:
         if path is None:
             return
         path.active -= 1
-        path.queued_bytes -= self._queued
+        path.queued(-self._queued)
         path.transfer_ended(link_bound=link_bound)
         took_s = self._clock.now_s() - self._began_s
         if link_bound and self._alone and path.active == 0 and took_s > 0:

@@ -8,7 +8,8 @@ import math
 class RateMeter:
     """Bytes per second while busy: an average over the last `window_s` of busy time, older bytes fading out.
 
-    Gaps longer than `idle_s` do not count, so that the figure says what the path carried, not how often it was used.
+    Gaps longer than `idle_s` do not count unless bytes waited all the while, so that the figure says what the path carried, not
+    how often it was used.
     """
 
     def __init__(self, window_s: float = 2.0, idle_s: float = 0.5) -> None:
@@ -18,10 +19,11 @@ class RateMeter:
         self._busy_s = 0.0
         self._last_s: float | None = None
 
-    def add(self, num_bytes: int, now_s: float) -> None:
-        """Record bytes that moved between the last call and `now_s`; after a gap they only set the start."""
+    def add(self, num_bytes: int, now_s: float, *, waited: bool = False) -> None:
+        """Record bytes that moved between the last call and `now_s`; after a gap they only set the start, except where some
+        `waited` since that call: on a slow path a chunk takes longer than any gap."""
         last_s, self._last_s = self._last_s, now_s
-        if last_s is None or now_s - last_s > self._idle_s:
+        if last_s is None or (now_s - last_s > self._idle_s and not waited):
             return
         gap_s = now_s - last_s
         fade = math.exp(-gap_s / self._window_s)

@@ -51,7 +51,7 @@ class Paths:
         watch = self._watches.pop(flow)
         self._read(flow, watch)
         watch.path.active -= 1
-        watch.path.queued_bytes -= watch.queued_bytes
+        watch.path.queued(-watch.queued_bytes)
 
     @property
     def busy(self) -> bool:
@@ -80,5 +80,5 @@ class Paths:
             watch.path.landed(round(moved), now_s)
             watch.landed_bytes += moved
         queued = round(flow.pending_bytes)
-        watch.path.queued_bytes += queued - watch.queued_bytes
+        watch.path.queued(queued - watch.queued_bytes)
         watch.queued_bytes = queued

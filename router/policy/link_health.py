@@ -1,11 +1,13 @@
 """What one link can carry now, and whether to use it. Pure: sightings of the link and the time in, a judgement out.
 
 Two troubles look alike from afar and are kept apart. A link that is *broken* lets nothing through: bytes wait in silence,
-or transfers fail one after the other. It is folded, and tried again after a hold that doubles with each relapse, but only
-while somebody at its far end gives a sign of life. A link that is *full* works, and carries less than it is offered: how
-much it carries is then visible, is remembered as its limit, and forgotten by and by in calm. It is folded only where the
-bytes on it already would make the next prompt miss the objective, and open again as soon as they are through. Every state
-needs its signal for some time to be entered and calm for longer to be left, so that no state follows noise.
+or transfers fail one after the other. It is folded, and probed after a hold that grows with each relapse, but only while
+somebody at its far end gives a sign of life and no bytes wait in silence. A probe is whatever is sent over it then; the link
+stays folded until something comes through, so that its state does not flap in a long outage. A link that is *full* works,
+and carries less than it is offered: how much it carries is then visible, is remembered as its limit, and forgotten by and by
+in calm. It is folded only where the bytes on it already would make the next prompt miss the objective, and open again as
+soon as they are through. Every state needs its signal for some time to be entered and calm for longer to be left, so that no
+state follows noise.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ EGRESS_S = 5.0  # window of the mean egress
 BACKLOG_S, CALM_BACKLOG_S = 1.0, 0.25
 LOSSY, CALM_LOSS = 0.02, 0.01  # lost share of packets
 FAILURES = 3  # failed transfers without a success between them that fold a link at once
-FIRST_HOLD_S, MAX_HOLD_S = 2.0, 8.0  # the longest hold is how long a mended link may stay unused
+FIRST_HOLD_S, MAX_HOLD_S = 2.0, 5.0  # the longest hold is how long a mended link may stay unused
 RELAPSE_S = 30.0  # breaking again within this long doubles the hold
 LEARN_S = 1.0  # how fast the limit follows what a backed-up link carries
 GROWTH_PER_S = 0.04  # of log(limit) in calm: offering more shows whether more is carried
@@ -79,6 +81,7 @@ class LinkHealth:
     failures: int = 0  # in a row
     folded_s: float = -math.inf  # when it was last folded as broken
     hold_s: float = FIRST_HOLD_S
+    probing: bool = False  # folded, and tried nevertheless: nothing has come through yet
     egress_bytes_per_s: float = 0.0  # mean over the last EGRESS_S or so, as landed transfers show it
     seen_s: float | None = None
 
@@ -90,7 +93,7 @@ class LinkHealth:
         if seen.view is not None:
             health = health._measured(seen.view, now_s, elapsed_s)
         if health.state is LinkState.FOLDED:
-            return health._unfolded(seen, now_s)
+            return health._probed(seen, now_s) if health.probing else health._unfolded(seen, now_s)
         if health.failures >= FAILURES:
             return health._broken(now_s)
         if seen.view is None:
@@ -102,6 +105,11 @@ class LinkHealth:
         if now_s - since_s < ENTER_S:
             return replace(health, trouble_s=since_s)
         return health._broken(now_s) if fold is Fold.BROKEN else health._folded(fold)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anything is sent over the link."""
+        return self.state is not LinkState.FOLDED or self.probing
 
     def rate(self, view: LinkView) -> float | None:
         """Bytes/s the link can be offered: its limit, else its capacity, else None for unknown."""
@@ -163,18 +171,30 @@ class LinkHealth:
     def _broken(self, now_s: float) -> LinkHealth:
         relapse = now_s - self.folded_s <= self.hold_s + RELAPSE_S
         hold_s = min(MAX_HOLD_S, self.hold_s * 2) if relapse else FIRST_HOLD_S
-        return replace(self._folded(Fold.BROKEN), failures=0, folded_s=now_s, hold_s=hold_s)
+        return replace(self._folded(Fold.BROKEN), failures=0, folded_s=now_s, hold_s=hold_s, probing=False)
 
     def _unfolded(self, seen: Sighting, now_s: float) -> LinkHealth:
-        """A full link opens when its bytes are through; a broken one is tried after the hold, if anybody is there."""
+        """A full link opens when its bytes are through; a broken one is probed after the hold, if anybody is there and
+        nothing waits in silence. What it carried before it broke says nothing then."""
+        backlog_s = _backlog_s(seen.view) if seen.view is not None else 0.0
         if self.fold is Fold.FULL:
-            waits = seen.view is not None and _backlog_s(seen.view) > BACKLOG_S
-        else:
-            waits = now_s - self.folded_s < self.hold_s or not seen.alive
-        if waits:
+            return self if backlog_s > BACKLOG_S else self._opened()
+        if now_s - self.folded_s < self.hold_s or not seen.alive or math.isinf(backlog_s):
             return self
-        limit = self.limit if self.fold is Fold.FULL else None  # what a link carried before it broke says nothing now
-        return replace(self, state=LinkState.SCARCE, fold=None, failures=0, limit=limit)
+        return replace(self, probing=True, failures=0, limit=None)
+
+    def _probed(self, seen: Sighting, now_s: float) -> LinkHealth:
+        """Open as soon as anything comes through, broken anew when it fails or stands still."""
+        if seen.outcomes.landed or (seen.view is not None and _moves(seen.view)):
+            return self._opened()
+        still = seen.view is not None and math.isinf(_backlog_s(seen.view))
+        since_s = self.trouble_s if self.trouble_s is not None else now_s
+        if self.failures >= FAILURES or (still and now_s - since_s >= ENTER_S):
+            return self._broken(now_s)
+        return replace(self, trouble_s=since_s if still else None)
+
+    def _opened(self) -> LinkHealth:
+        return replace(self, state=LinkState.SCARCE, fold=None, failures=0, trouble_s=None, probing=False)
 
 
 def _backlog_s(view: LinkView) -> float:
@@ -185,6 +205,10 @@ def _backlog_s(view: LinkView) -> float:
     if view.age_s > scorers.SILENT_S or view.goodput_bytes_per_s <= 0:
         return math.inf
     return view.queued_bytes / view.goodput_bytes_per_s
+
+
+def _moves(view: LinkView) -> bool:
+    return view.active_transfers > 0 and view.goodput_bytes_per_s > 0 and view.age_s <= scorers.SILENT_S
 
 
 def _trouble(view: LinkView, slo_s: float) -> Fold | None:

@@ -23,9 +23,7 @@ WINDOW_S = 120.0  # of arrivals that the floor is solved for
 MAX_ARRIVALS = 4096  # the latest of them, where there are more
 MIN_WINDOW_S = 10.0  # a first arrival does not stand for a rate
 USED_SHARE = 0.85  # of what the links can carry: waits explode near one (arXiv:2608.14967)
-WAITING_S = 1.0  # seconds' worth of bytes that may wait on a link; single transfers make as much
-DRAIN_S = 10.0  # what waits beyond is worked off in about this long
-DEAD_BAND = 0.2  # of log(threshold): a floor this near the solution stays
+DEAD_BAND = 0.25  # of log(threshold): a floor this near the solution stays
 RISE_S, FALL_S = 1.0, 3.0  # time constants of the floor
 
 
@@ -81,7 +79,7 @@ class ShortLoop:
             self._health[link] = self._health.get(link, LinkHealth()).after(sighting, now_s, self._slo_s)
         self._remember(seen.arrivals, now_s)
         healths = [self._health[link] for link in seen.links]
-        if any(h.state is not LinkState.FOLDED for h in healths):
+        if any(h.in_use for h in healths):
             self._move(self._solve(seen.links, now_s), elapsed_s)
         elif all(h.fold is Fold.BROKEN for h in healths):
             self._floor = 0.0  # what comes back from an outage is taken to carry everything until it shows otherwise
@@ -89,7 +87,7 @@ class ShortLoop:
         return Tuning(
             threshold_tokens=max(self._planned, floor),
             scarce=frozenset(link for link, h in self._health.items() if h.state is not LinkState.OPEN),
-            folded=frozenset(link for link, h in self._health.items() if h.state is LinkState.FOLDED),
+            folded=frozenset(link for link, h in self._health.items() if not h.in_use),
             floor_tokens=floor,
         )
 
@@ -104,13 +102,12 @@ class ShortLoop:
         budget = 0.0
         for link, view in links.items():
             health = self._health[link]
-            if health.state is LinkState.FOLDED:
+            if not health.in_use:
                 continue
             rate = health.rate(view)
             if rate is None:
                 return 0
-            waiting = max(0.0, view.queued_bytes - rate * WAITING_S)
-            budget += max(0.0, rate * USED_SHARE - waiting / DRAIN_S)
+            budget += rate * USED_SHARE
         if not self._arrivals:
             return 0
         left = budget * max(MIN_WINDOW_S, now_s - self._arrivals[0].at_s)

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kv_transport.links import Path
+from kv_transport.session.lane_tuner import LaneTuner
 from kv_transport.session.rate import RateMeter, TokenBucket
 from kv_transport.session.send_order import QUANTUM_BYTES, SendBudget, SendOrder, Ticket, Traffic
 from prfaas.types import SiteId
@@ -163,6 +165,21 @@ def test_a_rate_is_of_busy_time_only() -> None:
     assert meter.bytes_per_s == pytest.approx(100_000, rel=0.05)
     meter.add(10**9, 100.0)
     assert meter.bytes_per_s == pytest.approx(100_000, rel=0.05)
+
+
+def test_on_a_slow_path_chunks_far_apart_tell_its_speed_while_others_wait() -> None:
+    path = Path(SiteId("far"), SiteId("pd"), LaneTuner(max_lanes=1), 0.0)
+    for step in range(100):
+        path.landed(1000, step * 0.01)
+    path.queued(9_000_000)
+    for second in range(2, 11):  # a megabyte every second
+        path.queued(-1_000_000)
+        path.landed(1_000_000, float(second))
+    assert path.view(10.0).goodput_bytes_per_s == pytest.approx(1_000_000, rel=0.15)
+    path.queued(1_000_000)
+    path.queued(-1_000_000)
+    path.landed(1_000_000, 60.0)
+    assert path.view(60.0).goodput_bytes_per_s == pytest.approx(1_000_000, rel=0.15), "nothing waited for most of a minute"
 
 
 def test_a_bucket_waits_off_its_debt() -> None:

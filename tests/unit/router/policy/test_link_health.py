@@ -135,21 +135,39 @@ def test_failed_transfers_fold_at_once_and_a_success_forgives_them() -> None:
     assert drive.state is LinkState.FOLDED
 
 
-def test_a_broken_link_is_tried_as_scarce_and_every_relapse_doubles_the_hold() -> None:
+def test_a_broken_link_is_probed_after_a_hold_that_grows_with_every_relapse() -> None:
     drive, holds = Drive(), []
-    for _ in range(6):
+    for _ in range(4):
         drive.run(0.5, None, Outcomes(failed=3))
-        assert drive.state is LinkState.FOLDED
+        assert not drive.health.in_use
         start_s = drive.now_s
-        while drive.state is LinkState.FOLDED:
+        while not drive.health.in_use:
             drive.run(0.5)
-        assert drive.state is LinkState.SCARCE
+        assert drive.state is LinkState.FOLDED, "nothing has come through yet"
         holds.append(drive.now_s - start_s)
-    assert holds == [2.0, 4.0, 8.0, 8.0, 8.0, 8.0]
+    assert holds == [2.0, 4.0, 5.0, 5.0]
+    drive.run(0.5, None, Outcomes(landed=1))
+    assert drive.state is LinkState.SCARCE
     drive.run(120, link())
     assert drive.state is LinkState.OPEN
     drive.run(0.5, None, Outcomes(failed=3))
     drive.run(2.5)
+    assert drive.health.in_use
+
+
+def test_a_probe_that_moves_opens_the_link_and_one_that_stands_still_folds_it() -> None:
+    drive, silent = Drive(), link(queued=1 * GBIT, age_s=9.0)
+    drive.run(2, silent)
+    assert (drive.state, drive.health.fold) == (LinkState.FOLDED, Fold.BROKEN)
+    drive.run(30, silent)
+    assert not drive.health.in_use, "bytes wait in silence: that says enough"
+    drive.run(1, link(queued=0, active=0, age_s=30.0))
+    assert drive.health.in_use
+    drive.run(2, silent)
+    assert not drive.health.in_use
+    drive.run(6, link(queued=0, active=0, age_s=40.0))
+    assert drive.health.in_use
+    drive.run(0.5, link(goodput=5 * GBIT, queued=1 * GBIT))
     assert drive.state is LinkState.SCARCE
 
 
@@ -157,9 +175,9 @@ def test_nobody_knocks_at_a_site_that_gives_no_sign_of_life() -> None:
     drive = Drive()
     drive.run(0.5, None, Outcomes(failed=3))
     drive.run(300, None, alive=False)
-    assert drive.state is LinkState.FOLDED
+    assert not drive.health.in_use
     drive.run(0.5, None)
-    assert drive.state is LinkState.SCARCE
+    assert drive.health.in_use
 
 
 def test_a_link_of_unknown_capacity_forgets_its_limit_too() -> None:
@@ -188,4 +206,5 @@ def test_whatever_is_seen_a_fold_has_a_reason_and_a_limit_is_a_rate(
         health = health.after(Sighting(view, Outcomes(landed, failed, landed * 1000), alive), now_s, SLO_S)
         assert (health.state is LinkState.FOLDED) == (health.fold is not None)
         assert health.limit is None or health.limit > 0
-        assert 2.0 <= health.hold_s <= 8.0
+        assert 2.0 <= health.hold_s <= 5.0
+        assert health.fold is Fold.BROKEN or not health.probing
