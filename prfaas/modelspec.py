@@ -75,6 +75,9 @@ class CacheGroup:
         return self.entry_bytes * len(self.layers) * max(0, stop - start)
 
 
+BOUNDARY_SHARE = 4  # states at a boundary may add at most this fraction (a quarter) to a transfer
+
+
 @dataclass(frozen=True, slots=True)
 class CacheSpec:
     """All groups of one model. `block_tokens` is the alignment of prefix reuse, shared by all groups."""
@@ -99,6 +102,16 @@ class CacheSpec:
             start = max(held_tokens, group.first_needed_token(num_tokens))
             total += group.bytes_between(start, num_tokens)
         return total
+
+    def boundary_bytes(self, num_tokens: int) -> int:
+        """Bytes of the recurrent states at the last block boundary before a prompt's end, where they are worth sending along:
+        with them the next turn of a conversation resumes at the receiver. They may add at most a share of S_kv, as short
+        prompts are cheap to compute again; where sliding windows would have to travel too, none are sent."""
+        sliding = any(group.kind is GroupKind.SLIDING for group in self.groups)
+        if num_tokens <= self.block_tokens or sliding:
+            return 0
+        states = sum(group.bytes_between(0, 0) for group in self.groups if group.is_state)
+        return states if states * BOUNDARY_SHARE <= self.request_bytes(num_tokens) else 0
 
     def describe(self) -> tuple[CacheGroupInfo, ...]:
         """The groups as a worker announces them to the router (`WorkerInfo.cache_groups`)."""

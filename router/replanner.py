@@ -87,9 +87,10 @@ def measure(fleet: Fleet) -> tuple[tuple[FarSite, ...], NearSite, Observed] | No
     far = (_far(site, workers, view, SiteId(near.name)) for site, workers in view.prefill.items() if site != near.name)
     lengths, mean_output_tokens = fleet.recent_requests()
     cache = view.decode[0].cache
-    at_10k, at_20k = cache.request_bytes(10_000), cache.request_bytes(20_000)
-    per_token = (at_20k - at_10k) / 10_000
-    seen = Observed(lengths, mean_output_tokens, max(0.0, at_10k - 10_000 * per_token), per_token)
+    # Read off where states at a boundary travel along: shorter prompts, which leave them behind, are those that stay near.
+    at_50k, at_100k = (cache.request_bytes(n) + cache.boundary_bytes(n) for n in (50_000, 100_000))
+    per_token = (at_100k - at_50k) / 50_000
+    seen = Observed(lengths, mean_output_tokens, max(0.0, at_50k - 50_000 * per_token), per_token)
     return tuple(site for site in far if site is not None), near, seen
 
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from math import inf, isfinite, isnan
 
 from prfaas.errors import InvalidRequest, OutOfBlocks, PromptTooLong
-from prfaas.modelspec import GroupKind, ModelSpec
+from prfaas.modelspec import ModelSpec
 from prfaas.types import FinishReason, GenerationRequest, SamplingParams
 
 MAX_SAMPLES = 128  # of one request: each has books of its own, and a caller inside the fleet could ask for billions
-SNAPSHOT_SHARE = 4  # a snapshot may add at most this fraction (a quarter) to what a prompt's whole cache takes
 
 
 def check_request(request: GenerationRequest, spec: ModelSpec) -> None:
@@ -80,16 +79,11 @@ def snapshot_position(request: GenerationRequest, spec: ModelSpec) -> int | None
     can resume there at the receiver; None where they would not be worth sending.
 
     States at the prompt's own end fit no other prompt, and a decode leaves a snapshot at the next boundary it reaches; so
-    one is sent unless the answer is sure to get there. It may add at most a share of the prompt's cache to the transfer:
-    short prompts are cheap to compute again. Where sliding windows would have to travel with it, none is sent.
+    one is sent unless the answer is sure to get there, or `CacheSpec.boundary_bytes` finds it not worth sending.
     """
     cache, num_tokens, params = spec.cache, len(request.tokens), request.sampling
     position = max(0, num_tokens - 1) // cache.block_tokens * cache.block_tokens
-    sliding = any(group.kind is GroupKind.SLIDING for group in cache.groups)
-    if position == 0 or sliding or not cache.has_state:
-        return None
-    state_bytes = sum(group.bytes_between(0, 0) for group in cache.groups if group.is_state)
-    if state_bytes * SNAPSHOT_SHARE > cache.request_bytes(num_tokens):
+    if not cache.boundary_bytes(num_tokens):
         return None
     sure_tokens = params.max_tokens if params.ignore_eos and not params.stop_token_ids else params.min_tokens
     reaches = num_tokens + sure_tokens - 1 >= position + cache.block_tokens and params.grammar is None

@@ -34,17 +34,21 @@ class SimModel:
         """Grains that hold `num_tokens`; the last may be partly filled."""
         return -(-num_tokens // self.grain)
 
-    def ready_bytes(self, layer: int, span: tuple[int, int], prompt_tokens: int, held_tokens: int) -> int:
+    def ready_bytes(
+        self, layer: int, span: tuple[int, int], prompt_tokens: int, held_tokens: int, *, boundary: bool = False
+    ) -> int:
         """Bytes to ship of one layer when its grains [span) are computed and the receiver holds a prefix.
 
-        States are shipped once, when the prompt's last grain is in.
+        States are shipped once, when the prompt's last grain is in; with `boundary`, those that the next turn resumes from
+        go with them.
         """
+        states = 2 if boundary and self.spec.cache.boundary_bytes(prompt_tokens) else 1
         start, stop = max(span[0] * self.grain, held_tokens), min(span[1] * self.grain, prompt_tokens)
         whole = span[1] * self.grain >= prompt_tokens
         total = 0
         for group in self.spec.cache.groups:
             if layer in group.layers and (whole or not group.is_state):
-                total += group.entry_bytes * (1 if group.is_state else max(0, stop - start))
+                total += group.entry_bytes * (states if group.is_state else max(0, stop - start))
         return total
 
 

@@ -90,6 +90,7 @@ class SimWorker:
         gaps: Histogram,
     ) -> None:
         self.role, self.hardware, self._kernel, self._model, self._gaps = role, hardware, kernel, model, gaps
+        self._keeps = settings.prefix_cache  # states at a prompt's last boundary: without a cache nobody resumes from them
         engine = _engine_settings(settings, hardware, model.grain, role)
         sizes = plan_pools(model.spec, engine)
         self.core = EngineCore(model.engine_spec, sizes, engine)
@@ -334,7 +335,8 @@ class SimWorker:
             case LayersReady(layer_start, layer_stop, token_start, token_stop):
                 span, held = (token_start, token_stop), track.held_tokens
                 ready = range(layer_start, layer_stop) if track.streams else ()
-                num_bytes = sum(self._model.ready_bytes(layer, span, track.prompt_tokens, held) for layer in ready)
+                prompt, keeps = track.prompt_tokens, self._keeps
+                num_bytes = sum(self._model.ready_bytes(layer, span, prompt, held, boundary=keeps) for layer in ready)
                 if num_bytes:
                     listener.layers(num_bytes)
             case TokensOut(_, prefill_s):

@@ -34,8 +34,10 @@ def prefill_tokens(worker: WorkerView, request: RequestView) -> int:
 
 
 def kv_bytes(decode: WorkerView, request: RequestView) -> int:
-    """Bytes to ship to `decode`: S_kv of the prompt less the prefix it holds (arXiv:2604.15039, section 2)."""
-    return decode.cache.request_bytes(request.num_tokens, request.cached_tokens.get(decode.worker_id, 0))
+    """Bytes to ship to `decode`: S_kv of the prompt less the prefix it holds (arXiv:2604.15039, section 2), and the states
+    that the next turn resumes from."""
+    held = request.cached_tokens.get(decode.worker_id, 0)
+    return decode.cache.request_bytes(request.num_tokens, held) + decode.cache.boundary_bytes(request.num_tokens)
 
 
 def link_rate(link: LinkView) -> float:

@@ -43,6 +43,15 @@ def test_layers_add_up_to_the_cache_of_a_prompt() -> None:
     assert held == MODEL.spec.cache.request_bytes(prompt, 4096)
 
 
+def test_states_at_a_boundary_go_along_where_they_are_worth_it() -> None:
+    cache = MODEL.spec.cache
+    for prompt, worth in ((4_000, False), (100_000, True)):
+        span = (0, MODEL.grains(prompt))
+        sent = sum(MODEL.ready_bytes(x, span, prompt, 0, boundary=True) for x in range(NUM_LAYERS))
+        assert sent == cache.request_bytes(prompt) + cache.boundary_bytes(prompt)
+        assert (cache.boundary_bytes(prompt) > 0) == worth
+
+
 def test_a_block_is_a_whole_number_of_grains() -> None:
     with pytest.raises(ConfigError, match="grain"):
         sim_model(paper_case().model, block_tokens=100, grain=64)
