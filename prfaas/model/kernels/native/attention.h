@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <array>
 #include <cmath>
 
 #include "gemm.h"
@@ -67,26 +68,36 @@ inline const bf16* entry(const Attention& a, const bf16* base, int64_t stride, i
   return base + (block * a.block_tokens + position % a.block_tokens) * stride;
 }
 
-// The first 16 elements (of a mask) of two rows, element by element side by side.
-inline __m512i zip(const bf16* even, const bf16* odd, __mmask16 mask) {
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
-                                         19, 3, 18, 2, 17, 1, 16, 0);
-  const __m256i low = _mm256_maskz_loadu_epi16(mask, even);
-  const __m256i high = odd ? _mm256_maskz_loadu_epi16(mask, odd) : _mm256_setzero_si256();
-  return _mm512_permutexvar_epi16(order, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+// For vpermt2w: elements of two registers, element by element side by side.
+constexpr std::array<uint16_t, 64> kZip = [] {
+  std::array<uint16_t, 64> order{};
+  for (uint16_t i = 0; i < 32; ++i) order[2 * i] = i, order[2 * i + 1] = 32 + i;
+  return order;
+}();
+
+struct Zipped {
+  __m512i first, second;  // pairs 0 to 15 and 16 to 31
+};
+
+// Up to 32 elements of two rows, or of one and zeros, as pairs.
+inline Zipped zip(const bf16* even, const bf16* odd, __mmask32 mask) {
+  const __m512i a = _mm512_maskz_loadu_epi16(mask, even);
+  const __m512i b = odd ? _mm512_maskz_loadu_epi16(mask, odd) : _mm512_setzero_si512();
+  return {_mm512_permutex2var_epi16(a, _mm512_loadu_si512(kZip.data()), b),
+          _mm512_permutex2var_epi16(a, _mm512_loadu_si512(kZip.data() + 32), b)};
 }
 
-// Values of `count` keys as panels over the channels: panel[pair of keys][channel][2].
+// Values of `count` keys as panels over the channels: panel[pair of keys][channel][2], channels padded with zeros to kPanel.
 template <class Row>
 void pack_values(const Row& row, int64_t count, int64_t width, bf16* packed) {
   for (int64_t j = 0; j < count; j += 2) {
     const bf16 *even = row(j), *odd = j + 1 < count ? row(j + 1) : nullptr;
-    for (int64_t c = 0; c < width; c += 16) {
-      bf16* panel = packed + c / kPanel * kKeys * kPanel;
-      _mm512_storeu_si512(panel + (j / 2 * kPanel + c % kPanel) * 2, zip(even + c, odd ? odd + c : nullptr, first16(width - c)));
+    bf16* at = packed + j * kPanel;
+    for (int64_t c = 0; c < width; c += kPanel, at += kKeys * kPanel) {
+      const Zipped pairs = zip(even + c, odd ? odd + c : nullptr, first32(width - c));
+      _mm512_storeu_si512(at, pairs.first);
+      _mm512_storeu_si512(at + kPanel, pairs.second);
     }
-    if (width % kPanel && width % kPanel <= 16)
-      _mm512_storeu_si512(packed + width / kPanel * kKeys * kPanel + (j / 2 * kPanel + 16) * 2, _mm512_setzero_si512());
   }
 }
 
@@ -175,12 +186,12 @@ void weigh_rows(const bf16* weights, const bf16* const* values, int64_t offset, 
     for (auto& row : more) row[0] = row[1] = row[2] = row[3] = _mm512_setzero_ps();
     for (int64_t j = 0; j < count; j += 2) {
       const bf16 *even = values[j] + offset + c, *odd = j + 1 < count ? values[j + 1] + offset + c : nullptr;
-      __m512bh pairs[4];
-      for (int i = 0; i < 4; ++i)
-        pairs[i] = (__m512bh)zip(even + 16 * i, odd ? odd + 16 * i : nullptr, first16(width - c - 16 * i));
+      const Zipped low = zip(even, odd, first32(width - c));
+      const Zipped high = zip(even + 32, odd ? odd + 32 : nullptr, first32(width - c - 32));
+      const __m512i pairs[4] = {low.first, low.second, high.first, high.second};
       for (int r = 0; r < R; ++r) {
         const __m512bh weight = broadcast_pair(weights + r * kKeys + j);
-        for (int i = 0; i < 4; ++i) more[r][i] = _mm512_dpbf16_ps(more[r][i], pairs[i], weight);
+        for (int i = 0; i < 4; ++i) more[r][i] = _mm512_dpbf16_ps(more[r][i], (__m512bh)pairs[i], weight);
       }
     }
     for (int r = 0; r < R; ++r)
@@ -191,19 +202,16 @@ void weigh_rows(const bf16* weights, const bf16* const* values, int64_t offset, 
   }
 }
 
-// Where the entries of positions [from, from + count) lie. All their lines are read, in order: a core gets several times as many
-// bytes per second from a stream as from one head's share of every entry.
+// Where the entries of positions [from, from + count) lie. They are read as a whole before any head's share of them is used.
 inline void find_entries(const Attention& a, const bf16* base, int64_t stride, int64_t run, int64_t from, int64_t count,
                          const bf16** found) {
-  __m512i seen = _mm512_setzero_si512();
   for (int64_t j = 0; j < count;) {
     const int64_t here = std::min(count - j, a.block_tokens - (from + j) % a.block_tokens);
     const bf16* first = entry(a, base, stride, run, from + j);
-    for (int64_t i = 0; i + 32 <= here * stride; i += 32) seen = _mm512_or_si512(seen, _mm512_loadu_si512(first + i));
+    read_through(first, here * stride);
     for (int64_t i = 0; i < here; ++i) found[j + i] = first + i * stride;
     j += here;
   }
-  asm volatile("" ::"v"(seen));  // the reading is the purpose
 }
 
 // Rows [first, first + rows) of a lone block, queries of one key head, up to four at a time.

@@ -126,16 +126,22 @@ inline void transpose16(__m512i (&r)[16]) {  // 16 x 16 elements of 32 bits
 // Rows row(0) .. row(count - 1) of `depth` elements as panel[pair][column][2], columns padded with zeros to kPanel.
 template <class Row>
 void pack_rows(const Row& row, int64_t count, int64_t depth, bf16* panel) {
-  for (int64_t half = 0; half < kPanel; half += 16)
+  constexpr int64_t kAtOnce = 768;  // of 16 rows these are most of L1
+  for (int64_t half = 0; half < kPanel; half += 16) {
+    const int64_t here = std::clamp<int64_t>(count - half, 0, 16);
+    const bf16* rows[16];
+    for (int64_t i = 0; i < here; ++i) rows[i] = row(half + i);
     for (int64_t k = 0; k < depth; k += 32) {
+      if (k % kAtOnce == 0)
+        for (int64_t i = 0; i < here; ++i) read_through(rows[i] + k, std::min(kAtOnce, depth - k));
       const __mmask32 mask = first32(depth - k);
       __m512i r[16];
-      for (int64_t i = 0; i < 16; ++i)
-        r[i] = half + i < count ? _mm512_maskz_loadu_epi16(mask, row(half + i) + k) : _mm512_setzero_si512();
+      for (int64_t i = 0; i < 16; ++i) r[i] = i < here ? _mm512_maskz_loadu_epi16(mask, rows[i] + k) : _mm512_setzero_si512();
       transpose16(r);
       const int64_t pairs = std::min<int64_t>(16, (depth - k + 1) / 2);
       for (int64_t p = 0; p < pairs; ++p) _mm512_storeu_si512(panel + ((k / 2 + p) * kPanel + half) * 2, r[p]);
     }
+  }
 }
 
 // store(r, half, sums) for R rows of a (a_stride apart) times one panel of `pairs` element pairs.
