@@ -117,7 +117,7 @@ class PolicySettings(Settings):
     name: Literal["threshold", "predictive"] = "threshold"
     inline_tokens: NonNegativeInt = 32  # at most this many uncached tokens are prefilled on the decode worker
     threshold_tokens: NonNegativeInt = 19_400  # more than this goes to a remote prefill site
-    adaptive: bool = True  # let queues and links move the threshold and fold links; off for experiments
+    adaptive: bool = True  # queues and links move the threshold, bad links fold, the late go last; off for experiments
     profiles: dict[str, Path] = Field(default_factory=dict)  # by site: what forecasts start from, until prefills are measured
     replan_s: PositiveSeconds = 60.0  # how often the planner solves again for what was measured
     convert_nodes: bool = True  # let the planner change PD nodes between prefill and decode; off: it only recommends

@@ -58,13 +58,14 @@ class ThresholdPolicy:
 
 def lean(options: Options, view: FleetView, slo_s: float) -> int:
     """The threshold for one prompt: moved towards the side where a prompt of the planned length would land sooner, within
-    [t / MAX_LEAN, t * MAX_LEAN]."""
+    [t / MAX_LEAN, t * MAX_LEAN]. Computing counts up to the objective: beyond it a few per cent of a fit are seconds."""
     tuning = view.tuning
     if not options.local or not options.remote:
         return tuning.threshold_tokens
     near, far = options.local[0], options.remote[0]
     models = [view.models.get(Kind(p.worker.site, p.worker.role)) for p in (near, far)]
-    near_s, far_s = (m.seconds(tuning.threshold_tokens) if m is not None and None not in models else 0.0 for m in models)
+    known = [m.seconds(tuning.threshold_tokens) for m in models if m is not None]
+    near_s, far_s = (min(slo_s, s) for s in known) if len(known) == 2 else (0.0, 0.0)
     longer_s = far.wait_s + far_s - near.wait_s - near_s
     bound = math.log(MAX_LEAN)
     factor = math.exp(max(-bound, min(bound, longer_s / (LEAN_SLOS * slo_s))))

@@ -155,6 +155,9 @@ class TestLateness:
         view = replace(fleet_view(D, LOCAL, REMOTE), models=fast)
         leaned = decide(request_view(500), view, ttft_slo_s=10.0).decision.threshold_tokens
         assert leaned == round(2048 * math.exp(-2048 * 9e-4 / 5.0))
+        slow = {kind: PrefillModel(0.0, model.per_token_s * 100, 0.0) for kind, model in fast.items()}
+        both_late = decide(request_view(500), replace(view, models=slow), ttft_slo_s=10.0).decision.threshold_tokens
+        assert both_late == 2048, "what takes longer than the objective on either side moves nothing"
 
 
 class TestForced:
