@@ -171,7 +171,7 @@ class NativeKernels:
     def delta(self, rows: DeltaRows, states: torch.Tensor, runs: Sequence[DeltaRun]) -> torch.Tensor:
         if not states.is_contiguous():
             return self._torch.delta(rows, states, runs)
-        inputs = [x.contiguous() for x in (rows.query, rows.key, rows.value, rows.decay.exp(), rows.beta)]
+        inputs = [x.contiguous() for x in (rows.query, rows.key, rows.value, rows.decay, rows.beta)]
         plan = torch.tensor([(run.slot, run.start, run.stop) for run in runs], dtype=torch.int64)
         out = torch.empty_like(inputs[2])
         self._library.delta(

@@ -18,13 +18,27 @@ constexpr int64_t kStateColumns = 32;  // of a state in one worker's hands: 128 
 constexpr int64_t kDeltaTokens = 64;  // that all columns of a head pass before any goes on
 
 struct Delta {
-  const float *query, *key, *value, *decay, *beta;  // [T, heads, width]; decay: factors, one per channel or per head
+  const float *query, *key, *value, *decay, *beta;  // [T, heads, width]; decay: logarithms, one per channel or per head
   float *states, *out;                              // [slots, heads, dk, dv]; [T, heads, dv]
   int64_t heads, dk, dv, decay_width;
 };
 
-// Columns [column, column + kStateColumns) of one head's state through tokens [start, stop).
-inline void delta_columns(const Delta& d, int64_t head, int64_t column, int64_t slot, int64_t start, int64_t stop) {
+// Decay factors of one head and tokens [start, stop), one row after the other.
+inline const float* decay_factors(const Delta& d, int64_t head, int64_t start, int64_t stop) {
+  thread_local std::vector<float> held;
+  held.resize(size_t(kDeltaTokens * d.decay_width));
+  for (int64_t t = start; t < stop; ++t)
+    for (int64_t i = 0; i < d.decay_width; i += 16) {
+      const __mmask16 mask = first16(d.decay_width - i);
+      const __m512 logs = _mm512_maskz_loadu_ps(mask, d.decay + (t * d.heads + head) * d.decay_width + i);
+      _mm512_mask_storeu_ps(&held[size_t((t - start) * d.decay_width + i)], mask, exp_ps(logs));
+    }
+  return held.data();
+}
+
+// Columns [column, column + kStateColumns) of one head's state through tokens [start, stop), whose decay factors are given.
+inline void delta_columns(const Delta& d, int64_t head, int64_t column, int64_t slot, int64_t start, int64_t stop,
+                          const float* decay) {
   const __mmask16 masks[2] = {first16(d.dv - column), first16(d.dv - column - 16)};
   thread_local std::vector<float> held;
   held.resize(size_t(d.dk * kStateColumns));
@@ -33,7 +47,6 @@ inline void delta_columns(const Delta& d, int64_t head, int64_t column, int64_t 
   const int64_t step = d.decay_width == 1 ? 0 : 1;
   const auto row = [&](const float* base, int64_t t, int64_t width) { return base + (t * d.heads + head) * width; };
   const float* key = row(d.key, start, d.dk);
-  const float* decay = row(d.decay, start, d.decay_width);
   __m512 recalled[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
   for (int64_t i = 0; i < d.dk; ++i)
     for (int c = 0; c < 2; ++c) {
@@ -43,7 +56,8 @@ inline void delta_columns(const Delta& d, int64_t head, int64_t column, int64_t 
     }
   for (int64_t t = start; t < stop; ++t) {
     const int64_t next = t + 1 < stop ? t + 1 : t;
-    const float *query = row(d.query, t, d.dk), *next_key = row(d.key, next, d.dk), *next_decay = row(d.decay, next, d.decay_width);
+    const float *query = row(d.query, t, d.dk), *next_key = row(d.key, next, d.dk);
+    const float* next_decay = decay + (next - t) * d.decay_width;
     const __m512 beta = _mm512_set1_ps(*row(d.beta, t, 1));
     __m512 update[2], result[2][2], recall[2][2];
     for (int c = 0; c < 2; ++c) {

@@ -156,9 +156,12 @@ void prfaas_delta(Pool* pool, const float* query, const float* key, const float*
   perform(pool, [=](Crew& crew) {
     crew.share(num_runs * heads, [&](int64_t item) {
       const int64_t* run = runs + 3 * (item / heads);
-      for (int64_t start = run[1]; start < run[2]; start += kDeltaTokens)  // all columns, while these tokens' rows are in L2
+      for (int64_t start = run[1]; start < run[2]; start += kDeltaTokens) {  // all columns, while these tokens' rows are in L2
+        const int64_t stop = std::min(start + kDeltaTokens, run[2]);
+        const float* factors = decay_factors(d, item % heads, start, stop);
         for (int64_t column = 0; column < dv; column += kStateColumns)
-          delta_columns(d, item % heads, column, run[0], start, std::min(start + kDeltaTokens, run[2]));
+          delta_columns(d, item % heads, column, run[0], start, stop, factors);
+      }
     });
   });
 }
