@@ -37,6 +37,7 @@ from prfaas.sim.scenario import FleetPlan, SimPolicy, Workload, WorkloadKind, sc
 MODEL = "smollm2"  # its tokenizer
 BLOCK_TOKENS, STEP_TOKENS, MAX_BATCH, THRESHOLD = 64, 512, 16, 1000
 BAR_PERCENT = 15.0
+LAST_BYTES = 300  # of an answer that is not whole, to tell why
 # The prefill site computes 0.25 ms a token, the PD site twice that; a decode step takes 20 ms.
 FAR_S, NEAR_S, STEP_S = 0.00025, 0.0005, 0.02
 KV = [{"name": name, "shape": [2, 16], "dtype": "float16"} for name in ("k", "v")]
@@ -53,12 +54,13 @@ KV_BYTES_PER_TOKEN = 2 * 2 * 2 * 16 * 2
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """How one request went."""
+    """How one request went; `why` says what came instead of an answer."""
 
     at_s: float
     end_s: float
     ttft_s: float
     ok: bool
+    why: str = ""
 
 
 def hardware(name: str, per_token_s: float) -> dict[str, object]:
@@ -123,14 +125,23 @@ async def replay(url: str, records: Sequence[TraceRecord], seed: int) -> list[Se
                 first_s = at_s
 
         try:
-            status = await connections.post("/v1/completions", content, take)
-        except WorkerUnreachable:
-            status = 0
-        whole = status == 200 and b'"finish_reason":"length"' in b"".join(pieces).replace(b" ", b"")
-        return Seen(record.at_s, clock.now_s() - began_s, first_s - sent_s, whole and first_s > 0)
+            status, why = await connections.post("/v1/completions", content, take), ""
+        except WorkerUnreachable as error:
+            status, why = 0, str(error)
+        answer = b"".join(pieces)
+        whole = status == 200 and first_s > 0 and b'"finish_reason":"length"' in answer.replace(b" ", b"")
+        why = (
+            ""
+            if whole
+            else f"status {status} after {clock.now_s() - sent_s:.1f} s: {why or answer[-LAST_BYTES:].decode(errors='replace')}"
+        )
+        return Seen(record.at_s, clock.now_s() - began_s, first_s - sent_s, whole, why)
 
     seen = await asyncio.gather(*(one(record, prompt) for record, prompt in zip(records, prompts, strict=True)))
     connections.close()
+    for each in seen:
+        if not each.ok:
+            print(f"request at {each.at_s:.1f} s: {each.why}", file=sys.stderr, flush=True)
     return list(seen)
 
 
