@@ -31,6 +31,7 @@ from prfaas.sim.model import SimModel
 from prfaas.sim.prompts import DRAW, END
 from prfaas.types import GenerationRequest, Role, SiteId, TokenOutput, WorkerId, WorkerInfo, WorkerLoad
 
+NO_DRAW, DREW, DREW_LAST = RowResult(), RowResult((Drawn(DRAW),)), RowResult((Drawn(END),))
 SLACK = 1e-9  # relative slack of step boundaries, far above rounding and far below a step
 
 
@@ -286,6 +287,7 @@ class SimWorker:
         if any(row.layers_wanted for row in plan.rows):
             self.core.layer_ready(plan, self.core.spec.num_layers - 1)
         result = StepResult({row.sequence_id: self._answer(row, done) for row in plan.rows})
+        self._gaps.add(done.step_s, done.decodes * (done.steps - 1))  # those before the first of the round are each row's own
         self.core.apply(plan, result, now_s)
         self._round = None
         for sequence_id in self._gone:
@@ -300,20 +302,19 @@ class SimWorker:
     def _answer(self, row: Row, done: _Round) -> RowResult:
         track = self._by_sequence[row.sequence_id]
         if not row.draws:
-            return RowResult()
+            return NO_DRAW
         if track.spoke_s is None:
             track.first_s = done.began_s + done.step_s
             track.left -= 1
             self.answer_tokens += 1
         else:
             self._gaps.add(done.began_s + done.step_s - track.spoke_s)
-            self._gaps.add(done.step_s, done.steps - 1)
             if track.wait_s is None:
                 track.wait_s = done.began_s - track.spoke_s
             track.left -= done.steps
             self.answer_tokens += done.steps
         track.spoke_s = done.began_s + done.step_s * done.steps
-        return RowResult((Drawn(END if track.left <= 0 else DRAW),) * len(row.draws))
+        return DREW_LAST if track.left <= 0 else DREW
 
     def _offer_room(self) -> None:
         while self._room and self._room[0]():
