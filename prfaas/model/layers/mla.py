@@ -104,7 +104,8 @@ class LatentAttention:
         absorbed = torch.bmm(nope.transpose(0, 1), per_head[:, : shape.nope]).transpose(0, 1)
         latent_query = torch.cat((absorbed, rope), dim=-1)
         mixed = self.out.kernels.attend_latent(latent_query, paged, access, self.scale, shape.rank)
-        return torch.bmm(mixed.transpose(0, 1), per_head[:, shape.nope :].transpose(1, 2)).transpose(0, 1)
+        # The weights as they lie come first: transposed, few rows take a CPU several times as long.
+        return torch.bmm(per_head[:, shape.nope :], mixed.permute(1, 2, 0)).permute(2, 0, 1)
 
     def _prefill(self, query: torch.Tensor, latent: torch.Tensor, span: PrefillSpan, paged: torch.Tensor) -> torch.Tensor:
         """query: [n, H, nope + rope], latent: [n, rank + rope] of the same rows, to [n, H, value]."""
