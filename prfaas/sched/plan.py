@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from prfaas.errors import PrfaasError
 from prfaas.types import SamplingParams, TokenLogprob
@@ -29,8 +30,7 @@ class Draw:
     sample_key: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One sequence's share of a step: feed `tokens` after `context_tokens` that are already cached.
 
     block_tables: group -> block ids from the sequence's start, -1 where absent. state_slots: group -> slot, read if

@@ -13,6 +13,7 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from prfaas.cache.hybrid import Demand, HostHit, HybridCache, Opened
 from prfaas.cache.lease import Move, Snapshot
@@ -35,8 +36,7 @@ class Limits:
     snapshot_blocks: int
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """A sequence computes its next `num_tokens` in this step; afterwards its states are copied to `snapshot`."""
 
     sequence: Sequence
