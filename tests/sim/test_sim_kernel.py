@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prfaas.planner.lengths import Lengths
 from prfaas.sim.kernel import Kernel
@@ -33,6 +37,44 @@ def test_two_flows_share_and_the_second_speeds_up_when_the_first_ends() -> None:
     kernel.run(100.0)
     assert done == {"small": pytest.approx(1.0 + 1.0), "large": pytest.approx(2.0 + 1.0)}
     assert link.use.carried_bytes == pytest.approx(200.0)
+
+
+OFFERS = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(0, 40), st.integers(1, 300)), min_size=1, max_size=12
+)  # flow, time in tenths of a second, kilobytes
+
+
+@settings(max_examples=150, deadline=None)
+@given(OFFERS, st.integers(0, 40))
+def test_flows_end_when_sharing_step_by_step_says(offers: list[tuple[int, int, int]], brownout: int) -> None:
+    """Against an independent walk from change to change, which gives every flow with bytes pending the same share."""
+    kernel, done = Kernel(), dict[int, float]()
+    link = SimLink(kernel, capacity_bytes_per_s=100e3)
+    flows = {f: link.open(lambda f=f: done.__setitem__(f, kernel.now_s())) for f, _, _ in offers}
+    offers = sorted(offers, key=lambda offer: offer[1])
+    last = {f: max(i for i, offer in enumerate(offers) if offer[0] == f) for f in flows}
+    kernel.at(brownout / 10, lambda: link.set_conditions(capacity_bytes_per_s=20e3))
+    for i, (f, tenths, size) in enumerate(offers):
+        kernel.at(tenths / 10, lambda i=i, f=f, size=size: link.offer(flows[f], size * 1e3, last=i == last[f]))
+    kernel.run(1000.0)
+    pending, ends, now = dict.fromkeys(flows, 0.0), dict[int, float](), 0.0
+    changes = sorted({0.0, *(offer[1] / 10 for offer in offers), brownout / 10, 1000.0})
+    for at, until in pairwise(changes):
+        for f, tenths, size in offers:
+            pending[f] += size * (tenths / 10 == at)
+        now = at
+        while sending := [f for f in flows if pending[f] > 1e-9]:
+            share = (100.0 if at < brownout / 10 else 20.0) / len(sending)
+            step = min(until - now, min(pending[f] for f in sending) / share)
+            now += step
+            for f in sending:
+                pending[f] -= share * step
+                if pending[f] <= 1e-9:
+                    ends[f] = now
+            if now >= until - 1e-12:
+                break
+    assert done == {f: pytest.approx(end, abs=1e-3) for f, end in ends.items()}
+    assert link.use.carried_bytes == pytest.approx(sum(size * 1e3 for _, _, size in offers), abs=len(offers))
 
 
 def test_a_flow_fed_slowly_ends_with_its_last_byte() -> None:
