@@ -192,16 +192,20 @@ class SendService:
         return counters
 
     def links(self) -> tuple[LinkView, ...]:
-        """The paths from here as their sender sees them: what waits to be sent, and in how many transfers. On a path that
-        is clogged the receiver cannot know, because what it is told of queues behind the data."""
+        """The paths from here as their sender sees them: what waits to be sent, in how many transfers, and how fast it goes.
+        On a path that is clogged the receiver cannot know, because what it is told of queues behind the data."""
         waiting, active = Counter[SiteId](), Counter[SiteId]()
         for transfer in self._transfers.values():
             waiting[transfer.receiver_site] += transfer.waiting_bytes
             active[transfer.receiver_site] += 1
         own_site = self._shared.site
         return tuple(
-            LinkView(own_site, site, queued_bytes=waiting[site], active_transfers=active[site]) for site in self._receivers
-        )
+            LinkView(
+                own_site, site, queued_bytes=waiting[site], active_transfers=active[site],
+                goodput_bytes_per_s=self._gate.site_bytes_per_s(site) if waiting[site] else 0.0,
+            )
+            for site in self._receivers
+        )  # fmt: skip
 
     def _remember(self, site: SiteId) -> None:
         self._receivers[site] = None

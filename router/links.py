@@ -54,7 +54,8 @@ class LinkBoard:
 
     def views(self, now_s: float) -> dict[Link, LinkView]:
         """One view for each path with a receiver's fresh report: backlog and transfers are sums over the receivers, or over
-        the senders where that is more, goodput over those that are receiving, capacity the largest claim, round trip the
+        the senders where that is more, goodput over those that are receiving or
+        over the senders where all have bytes waiting and tell less, capacity the largest claim, round trip the
         smallest, loss the mean weighted by transfers."""
         awaited = max(1.0, RENEWED_SHARE * sum(map(len, (*self._reports.values(), *self._sent.values()))))
         if self._news < awaited and now_s - self._picture_s < PICTURE_S:
@@ -76,11 +77,15 @@ class LinkBoard:
 def _merge(link: Link, views: list[LinkView], senders: list[LinkView], age_s: float) -> LinkView:
     weights = [max(1, v.active_transfers) for v in views]
     receiving = [v for v in views if v.active_transfers > 0] or views  # an idle receiver still tells its last speed
+    goodput = sum(v.goodput_bytes_per_s for v in receiving)
+    sending = [v for v in senders if v.active_transfers > 0]
+    if sending and all(v.queued_bytes > 0 for v in sending):  # then all that moves is theirs, and what they tell is newer
+        goodput = min(goodput, sum(v.goodput_bytes_per_s for v in sending) or goodput)
     return LinkView(
         src=link.src,
         dst=link.dst,
         capacity_bytes_per_s=max(v.capacity_bytes_per_s for v in views),
-        goodput_bytes_per_s=sum(v.goodput_bytes_per_s for v in receiving),
+        goodput_bytes_per_s=goodput,
         queued_bytes=max(sum(v.queued_bytes for v in views), sum(v.queued_bytes for v in senders)),
         rtt_s=min((v.rtt_s for v in views if v.rtt_s > 0), default=0.0),
         loss_ratio=sum(v.loss_ratio * w for v, w in zip(views, weights, strict=True)) / sum(weights),

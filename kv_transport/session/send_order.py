@@ -42,6 +42,7 @@ class Ticket:
     number: int
     admitted: bool = False
     has_turn: bool = field(default=False)
+    admitted_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,8 @@ class SendOrder:
         self.withdraw(ticket, now_s)
         ticket.traffic.served_bytes += sent_bytes
         self._meter.add(sent_bytes, now_s)
-        self._site_meters.setdefault(ticket.traffic.site, RateMeter()).add(sent_bytes, now_s)
+        meter = self._site_meters.setdefault(ticket.traffic.site, RateMeter())
+        meter.add(sent_bytes, now_s, waited=meter.last_s is not None and ticket.admitted_s <= meter.last_s)
         for bucket in self._buckets(ticket.traffic):
             bucket.take(sent_bytes - ticket.num_bytes, now_s)  # the codec's saving is given back
 
@@ -123,6 +125,7 @@ class SendOrder:
             self._waiting.remove(best)
             best.traffic.waiting -= 1
             best.admitted = best.has_turn = True
+            best.admitted_s = now_s
             self._turns += 1
             best.traffic.in_flight_bytes += best.num_bytes
             self.in_flight_bytes += best.num_bytes

@@ -182,6 +182,20 @@ def test_on_a_slow_path_chunks_far_apart_tell_its_speed_while_others_wait() -> N
     assert path.view(60.0).goodput_bytes_per_s == pytest.approx(1_000_000, rel=0.15), "nothing waited for most of a minute"
 
 
+def test_a_chunk_that_is_on_its_way_all_the_while_tells_a_slow_paths_speed() -> None:
+    order, there = order_of(), traffic("t")
+    tickets = [order.submit(there, MIB) for _ in range(12)]
+    order.admit(0.0)
+    for second, ticket in enumerate(tickets, start=1):
+        order.done(ticket, MIB, float(second))
+        order.admit(float(second))
+    assert order.site_bytes_per_s(there.site) == pytest.approx(MIB, rel=0.01)
+    late = order.submit(there, MIB)
+    order.admit(100.0)
+    order.done(late, MIB, 100.001)
+    assert order.site_bytes_per_s(there.site) == pytest.approx(MIB, rel=0.01), "a pause is not slowness"
+
+
 def test_a_bucket_waits_off_its_debt() -> None:
     bucket = TokenBucket(1000.0, burst_s=0.1)
     assert bucket.ready_in_s(0.0) == 0

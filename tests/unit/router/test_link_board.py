@@ -60,6 +60,20 @@ def test_what_waits_for_a_clogged_path_is_what_its_senders_say_where_that_is_mor
     assert made.views(0.0)[LINK].queued_bytes == 10
 
 
+def test_where_all_senders_have_bytes_waiting_their_speed_is_the_paths_if_it_is_less() -> None:
+    def goodput(*senders: LinkView) -> float:
+        made = board(SEEN)
+        for number, view in enumerate(senders):
+            made.report(WorkerId(f"r{number}"), FAR, (view,), 0.0)
+        return made.views(0.0)[LINK].goodput_bytes_per_s
+
+    slow = replace(SEEN, goodput_bytes_per_s=2.0, queued_bytes=7)
+    assert goodput(slow, slow) == 4.0
+    assert goodput(slow, replace(slow, goodput_bytes_per_s=50.0)) == 10.0
+    assert goodput(slow, replace(slow, queued_bytes=0)) == 10.0, "another moves bytes without being held up"
+    assert goodput(replace(slow, goodput_bytes_per_s=0.0)) == 10.0, "it cannot tell yet"
+
+
 def test_a_sender_alone_makes_no_view_of_a_path() -> None:
     made = LinkBoard(30.0)
     made.report(WorkerId("p0"), FAR, (LinkView(FAR, PD, queued_bytes=9),), 0.0)
