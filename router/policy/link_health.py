@@ -100,7 +100,8 @@ class LinkHealth:
             return replace(health, trouble_s=None, signal_s=None)
         fold = _trouble(seen.view, slo_s)
         if fold is None:
-            return replace(health, trouble_s=None)._weighed(seen.view, now_s)
+            calm = replace(health, trouble_s=None)
+            return calm._weighed(seen.view, now_s) if seen.alive else calm  # calm because nobody is there says nothing
         since_s = now_s if health.trouble_s is None else health.trouble_s
         if now_s - since_s < ENTER_S:
             return replace(health, trouble_s=since_s)

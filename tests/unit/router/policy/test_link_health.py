@@ -171,6 +171,16 @@ def test_a_probe_that_moves_opens_the_link_and_one_that_stands_still_folds_it() 
     assert drive.state is LinkState.SCARCE
 
 
+def test_a_link_behind_which_nobody_lives_does_not_become_open_by_being_idle() -> None:
+    drive = Drive()
+    drive.run(3, link(goodput=5 * GBIT, queued=20 * GBIT))
+    assert drive.state is LinkState.SCARCE
+    drive.run(600, link(), alive=False)
+    assert drive.state is LinkState.SCARCE
+    drive.run(10, link())
+    assert drive.state is LinkState.OPEN
+
+
 def test_nobody_knocks_at_a_site_that_gives_no_sign_of_life() -> None:
     drive = Drive()
     drive.run(0.5, None, Outcomes(failed=3))
