@@ -329,8 +329,8 @@ inline void attend(Crew& crew, const Attention& a, float* shared) {
     work += keys * (a.dk + a.dv) * (block.count * block.heads * a.group + packing);
   }
   const int64_t most = most_parts(num, crew.pool.num_threads());
-  const int64_t worth = is_lone(a, blocks.front()) ? kKeys : 4 * kKeys;  // keys of a part
-  const int64_t parts = most == 1 ? 1 : std::clamp<int64_t>(longest / worth, 1, most);
+  const int64_t worth = is_lone(a, blocks.front()) ? kKeys : 4 * kKeys;  // keys of a part, half of them at least
+  const int64_t parts = most == 1 ? 1 : std::clamp<int64_t>((longest + worth / 2) / worth, 1, most);
   const auto partial = [&](int64_t item) { return Partial(a, shared + item * Partial::floats(a)); };
   const auto attend_part = [&](int64_t item) {
     thread_local AttentionBuffers buffers;

@@ -233,9 +233,4 @@ void product(Crew& crew, const Product<Out>& p) {
   else product_many_rows(crew, p);
 }
 
-template <class Out>
-Memory weights(const Product<Out>& p) {
-  return {p.w, p.n * p.k * int64_t(sizeof(bf16))};
-}
-
 }  // namespace

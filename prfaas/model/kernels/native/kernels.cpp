@@ -56,13 +56,13 @@ void prfaas_settle(uintptr_t address, int64_t bytes) {
 void prfaas_linear(Pool* pool, const bf16* x, int64_t x_stride, const bf16* w, const bf16* bias, bf16* out, int64_t m, int64_t n,
                    int64_t k) {
   const Product<bf16> p{x, w, bias, out, x_stride, m, n, k};
-  perform(pool, [p](Crew& crew) { product(crew, p); }, weights(p));
+  perform(pool, [p](Crew& crew) { product(crew, p); });
 }
 
 void prfaas_linear_float(Pool* pool, const bf16* x, int64_t x_stride, const bf16* w, const bf16* bias, float* out, int64_t m,
                          int64_t n, int64_t k) {
   const Product<float> p{x, w, bias, out, x_stride, m, n, k};
-  perform(pool, [p](Crew& crew) { product(crew, p); }, weights(p));
+  perform(pool, [p](Crew& crew) { product(crew, p); });
 }
 
 // Rows of width d, `more` and `sum` null together; see norm_row.
@@ -90,13 +90,13 @@ void prfaas_gated_mlp(Pool* pool, const bf16* x, int64_t x_stride, const bf16* g
     for_rows(crew, rows, 2 * inner, [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; ++r) gate_row(both + 2 * r * inner, mixed + r * inner, inner);
     });
-  }, weights(opening));
+  });
   const Product<bf16> closing{nullptr, down, nullptr, out, inner, rows, hidden, inner};
   perform(pool, [=](Crew& crew) {
     Product<bf16> p = closing;
     p.x = crew.pool.scratch<bf16>() + 2 * rows * inner;
     product(crew, p);
-  }, weights(closing));
+  });
 }
 
 // Copies row i of x, `bytes` long and x_stride_bytes from the next, to place slots[i] of out.

@@ -18,15 +18,7 @@ namespace {
 
 class Crew;
 
-struct Memory {  // that a kernel is going to read
-  const void* at = nullptr;
-  int64_t bytes = 0;
-};
-
-struct Call {  // a kernel with its arguments, and the first large thing it reads
-  std::function<void(Crew&)> run;
-  Memory reads;
-};
+using Call = std::function<void(Crew&)>;  // a kernel with its arguments
 
 struct Pool {
   static constexpr uint64_t kOpen = uint64_t(1) << 31, kJob = uint64_t(1) << 32;
@@ -78,17 +70,9 @@ class Crew {
     }
     constexpr int kSpins = 4000;
     for (int spins = 0; pool.done.load(std::memory_order_acquire) < passed_; ++spins) {
-      read_ahead();
       if (spins < kSpins) _mm_pause();
       else std::this_thread::yield();
     }
-  }
-
-  // Whoever waits for others brings the beginning of this into its cache, so that memory is never idle.
-  void expect(Memory next) {
-    const int64_t lines = next.bytes / kLine, start = lines * member_ / pool.num_threads();
-    ahead_ = static_cast<const char*>(next.at) + start * kLine;
-    lines_ahead_ = lines - start < kLinesAhead ? lines - start : kLinesAhead;
   }
 
   // The first thread of a job lets the others in.
@@ -111,14 +95,7 @@ class Crew {
   }
 
  private:
-  static constexpr int64_t kLine = 64, kLinesAhead = 4096;  // a quarter of a MiB: part of a core's L2
-
-  void read_ahead() {
-    for (int i = 0; i < 8 && lines_ahead_ > 0; ++i, --lines_ahead_, ahead_ += kLine) _mm_prefetch(ahead_, _MM_HINT_T1);
-  }
-
-  int64_t member_, passed_ = 0, lines_ahead_ = 0;
-  const char* ahead_ = nullptr;
+  int64_t member_, passed_ = 0;
   bool opened_ = false;
 };
 
@@ -158,8 +135,8 @@ inline void Pool::loop(int64_t member) {
 
 // Runs a call now, and writes it down while calls are recorded.
 template <class Run>
-void perform(Pool* pool, const Run& run, Memory reads = {}) {
-  if (pool->tape) pool->tape->push_back({run, reads});
+void perform(Pool* pool, const Run& run) {
+  if (pool->tape) pool->tape->push_back(run);
   pool->run(run);
 }
 
@@ -167,12 +144,7 @@ void perform(Pool* pool, const Run& run, Memory reads = {}) {
 inline void replay(Pool* pool, const std::vector<Call>& calls) {
   pool->run([&calls](Crew& crew) {
     crew.open();
-    for (size_t i = 0; i < calls.size(); ++i) {
-      size_t next = i + 1;
-      while (next < calls.size() && calls[next].reads.bytes == 0) ++next;
-      crew.expect(next < calls.size() ? calls[next].reads : Memory{});
-      calls[i].run(crew);
-    }
+    for (const Call& call : calls) call(crew);
   });
 }
 
