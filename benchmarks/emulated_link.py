@@ -20,13 +20,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.emulated_fleet import FAR_S, MODEL, NEAR_S, SHAPE, Seen, hardware, replay, requests_of
-from benchmarks.http_overhead import free_port, program
+from benchmarks.http_overhead import program
 from benchmarks.slow_path import Path as Wire
 from benchmarks.slow_path import detour
 from benchmarks.table import Measurement, Report, arguments, finish
 from prfaas.artifacts import resolve_model
 from prfaas.cli.bench.connection import Connections, Place
 from prfaas.cli.catalog import catalog
+from prfaas.cli.ports import free_port
 from prfaas.clock import MonotonicClock
 from prfaas.errors import WorkerUnreachable
 

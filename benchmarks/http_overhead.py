@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import json
 import resource
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,7 @@ from benchmarks.table import Measurement, Report, arguments, finish
 from prfaas.artifacts import resolve_model
 from prfaas.cli.bench.connection import Connections, Place
 from prfaas.cli.catalog import catalog
+from prfaas.cli.ports import free_port
 from prfaas.clock import MonotonicClock
 from prfaas.errors import WorkerUnreachable
 
@@ -82,11 +82,6 @@ class Figures:
     first_p50_ms: float
     requests_per_s: float
     tokens_per_s: float
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def body(num_tokens: int, *, stream: bool, gap_s: float = 0.0) -> bytes:

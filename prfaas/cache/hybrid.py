@@ -72,7 +72,7 @@ class HybridCache:
         self._sliding = tuple(g for g in spec.groups if g.kind is GroupKind.SLIDING)
         self._state = tuple(g.name for g in spec.groups if g.kind is GroupKind.STATE)
         self._max_chunk_tokens = max_chunk_tokens
-        self._move_bytes = {g.name: g.bytes_between(0, 1 if g.is_state else self._block_tokens) for g in spec.groups}
+        self._move_bytes = {g.name: g.bytes_between(0, self._block_tokens) for g in spec.groups}
         self._quota_left = {g.name: sizes[g.name] for g in self._sliding}
         self._store = PrefixStore(spec, sizes, host_sizes or {})
         self._pools = self._store.pools

@@ -35,7 +35,7 @@ def measure_copy_cost(store: TorchStore, spec: CacheSpec, sizes: Mapping[str, Po
 
 
 def _bytes(spec: CacheSpec, counts: Mapping[str, int]) -> int:
-    return sum(counts[g.name] * g.bytes_between(0, 1 if g.is_state else spec.block_tokens) for g in spec.groups)
+    return sum(counts[g.name] * g.bytes_between(0, spec.block_tokens) for g in spec.groups)
 
 
 def _best_s(store: TorchStore, staging: Staging, counts: Mapping[str, int]) -> float:

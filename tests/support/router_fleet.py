@@ -166,6 +166,17 @@ async def answer_well(_: ScriptedDecode, call: Call) -> AsyncIterator[decode_pb2
     yield finished(len(call.request.tokens))
 
 
+def answer_when(go: asyncio.Event) -> Script:
+    """Answers well, but not before it may."""
+
+    async def script(worker: ScriptedDecode, call: Call) -> AsyncIterator[decode_pb2.GenerateEvent]:
+        await go.wait()
+        async for event in answer_well(worker, call):
+            yield event
+
+    return script
+
+
 @asynccontextmanager
 async def serving(script: Script) -> AsyncIterator[ScriptedDecode]:
     """A scripted decode worker on a loopback port; `address` tells where."""

@@ -11,6 +11,7 @@ from prfaas.cache.hybrid import HybridCache
 from prfaas.sched.restore import FREE, CopyCost, HostChoice, Origin, Outcome, Reason, RestoreModel
 from prfaas.sched.scheduler import Limits, Scheduler
 from prfaas.sched.sequence import Sequence
+from tests.support.scheduling import step
 from tests.support.tiny_specs import tiny_spec
 
 BLOCK = 4
@@ -105,18 +106,7 @@ def finish(scheduler: Scheduler, cache: HybridCache, *sequences: Sequence) -> in
     for one in sequences:
         scheduler.enqueue(one, 0.0)
     while scheduler.num_running or scheduler.num_waiting:
-        done = scheduler.schedule()
-        scheduler.complete(done)
-        computed += sum(share.num_tokens for share in done.shares)
-        for share in done.shares:
-            one = share.sequence
-            if one.remaining == 0:
-                one.tokens.append(7)
-            if len(one.tokens) > one.total_tokens:
-                scheduler.leave(one)
-                cache.close(one.held)
-                one.lease = None
-        cache.check_integrity()
+        computed += sum(share.num_tokens for share in step(scheduler, cache).shares)
     return computed
 
 

@@ -12,6 +12,7 @@ from prfaas.errors import QueueFull
 from prfaas.sched.restore import FREE, RestoreModel
 from prfaas.sched.scheduler import Limits, Round, Scheduler
 from prfaas.sched.sequence import AGING_S, Sequence
+from tests.support.scheduling import step
 from tests.support.tiny_specs import tiny_spec
 
 BLOCK = 4
@@ -28,23 +29,6 @@ def scheduler_of(shape: str = "dense", *, blocks: int = 64, slots: int = 8, **li
 def sequence(number: int, length: int, *, answer: int = 4, priority: int = 0, arrival_s: float = 0.0) -> Sequence:
     tokens = [number * 1000 + i for i in range(length)]
     return Sequence(number, tokens, length, length + answer, BLOCK, root_hash(BLOCK), [], priority, arrival_s)
-
-
-def step(scheduler: Scheduler, cache: HybridCache) -> Round:
-    """Run one step as an engine would, each finished chunk drawing token 7, and finish who is full."""
-    done = scheduler.schedule()
-    scheduler.complete(done)
-    for share in done.shares:
-        one = share.sequence
-        if one.remaining == 0:
-            one.tokens.append(7)
-        if len(one.tokens) > one.total_tokens:
-            scheduler.leave(one)
-            cache.close(one.held)
-            one.lease = None
-    scheduler.check_integrity()
-    cache.check_integrity()
-    return done
 
 
 def shares(done: Round) -> list[tuple[int, int]]:
